@@ -1,0 +1,38 @@
+# make demo    a model trained, tested and predicting on real pixels, in minutes, with a report to look at
+# make test    the tests; `make test-all` also the slow ones
+# Both set themselves up in .venv with pip, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: demo test test-all lint bench clean
+
+.venv/ready: requirements.txt setup.cfg pyproject.toml
+	@test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: .venv/ready
+	@$(BIN)/zoo train segmentation/demo
+	@$(BIN)/zoo predict runs/segmentation/demo/latest examples -o predictions/demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+test-all: .venv/ready
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist *.egg-info runs predictions .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Data cards: read through importlib.resources as zoo.cards."""

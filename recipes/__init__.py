@@ -1,0 +1,1 @@
+"""Recipes, by task: read through importlib.resources as zoo.recipes."""

@@ -1,0 +1,113 @@
+"""What `model.predict` gives for one image: arrays at the image's size, and ways to look at them and keep them."""
+
+import colorsys
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image. `prediction.mask` and `prediction["mask"]` are the same array.
+
+    image: (H, W, C) as read, uint8, or float in the model's range. arrays: the task's answer at that size; for
+    segmentation `mask` (H, W) class ids, uint8 or int64, or (K, H, W) bool where classes overlap, and
+    `probabilities` (K, H, W) float32 in [0, 1]. path: where the image came from, None for one from memory.
+    class_names, class_colors (RGB, 0-255): one for each class; in binary segmentation the one foreground.
+    """
+
+    image: np.ndarray
+    arrays: dict[str, np.ndarray]
+    path: Path | None = None
+    class_names: Sequence[str] = ()
+    class_colors: Sequence[Color] = ()
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def __getattr__(self, key: str) -> np.ndarray:
+        # `arrays` itself is missing while a copy is being unpickled
+        if key != "arrays" and key in self.arrays:
+            return self.arrays[key]
+        raise AttributeError(f"this prediction has {', '.join(self.__dict__.get('arrays', ()))}; it has no {key!r}")
+
+    def overlay(self, opacity: float = 0.5) -> Image.Image:
+        """The image with every class in its colour, as RGB; a class named "background" stays clear."""
+        picture = self._picture().astype(np.float32)
+        for color, where in self._layers():
+            picture[where] = (1 - opacity) * picture[where] + opacity * np.asarray(color, np.float32)
+        return Image.fromarray(picture.round().astype(np.uint8))
+
+    def save(self, folder: str | Path, *, name: str | None = None, probabilities: bool = False) -> list[Path]:
+        """Write `NAME.png` (class ids, uint8 or uint16) and `NAME_overlay.png`; returns the paths.
+
+        Overlapping classes get a file each, `NAME_CLASS.png` with 0 and 1. probabilities: `NAME_probabilities.npz`
+        too. name: a file stem, may hold subfolders; by default the image's own, "prediction" for one from memory.
+        Each file is written aside and then renamed.
+        """
+        stem = Path(folder) / (name or (self.path.stem if self.path else "prediction"))
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        mask = self.arrays["mask"]
+        files: dict[str, Any] = {}
+        if mask.ndim == 3:
+            names = self.class_names or [str(k) for k in range(len(mask))]
+            files |= {f"_{k}.png": Image.fromarray(m.astype(np.uint8)) for k, m in zip(names, mask, strict=True)}
+        else:
+            files[".png"] = Image.fromarray(mask.astype(np.uint8 if mask.max(initial=0) < 256 else np.uint16))
+        files["_overlay.png"] = self.overlay()
+        if probabilities:
+            files["_probabilities.npz"] = self.arrays["probabilities"]
+        return [_write(stem.with_name(stem.name + end), content) for end, content in files.items()]
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.overlay().save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def _picture(self) -> np.ndarray:
+        """The image as RGB bytes: three channels as they are, one repeated, of more the first three."""
+        pixels = self.image
+        if pixels.dtype != np.uint8:  # any range that an `intensity` may give
+            low, high = float(pixels.min(initial=0)), float(pixels.max(initial=1))
+            pixels = ((pixels - low) / (high - low) * 255).round().astype(np.uint8)
+        return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3].copy()
+
+    def _layers(self) -> list[tuple[Color, np.ndarray]]:
+        """(colour, where) for each class to paint, in the order of painting."""
+        mask = self.arrays["mask"]
+        count = len(self.arrays["probabilities"])
+        colors = list(self.class_colors) or default_colors(count)
+        if mask.ndim == 3:
+            return list(zip(colors, mask, strict=True))
+        if count == 1:
+            return [(colors[0], mask == 1)]
+        painted = [k for k in range(count) if not self.class_names or self.class_names[k] != "background"]
+        return [(colors[k], mask == k) for k in painted]
+
+
+def default_colors(count: int) -> list[Color]:
+    """`count` distinct RGB colours: hues a golden angle apart, so that the first ones don't change with the count."""
+    hues = [(0.0 + 0.381966 * k) % 1 for k in range(count)]
+    rgb = [colorsys.hsv_to_rgb(h, 0.85 if k % 2 == 0 else 0.6, 1.0 if k % 3 else 0.85) for k, h in enumerate(hues)]
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb]
+
+
+def _write(path: Path, content: Image.Image | np.ndarray) -> Path:
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        if isinstance(content, Image.Image):
+            content.save(aside)
+        else:
+            np.savez_compressed(aside, probabilities=content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path

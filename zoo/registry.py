@@ -1,0 +1,156 @@
+"""Names for parts: encoders, decoders, tasks and models, built in or registered from outside.
+
+A part registers itself where it is defined; `find` answers with its entry or with the nearest right name.
+Packages can add parts through the entry point group `zoo.plugins`: each entry point names a module (imported)
+or a function (called) that registers what it brings.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, overload
+
+from zoo.errors import UserError, nearest
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one registered part without building it.
+
+    tasks: names of the tasks it serves; empty = all. keys: rules that turn the official state_dict's keys into ours,
+    for a published model (see `zoo.convert_weights`).
+    """
+
+    name: str
+    build: Callable[..., Any]
+    tasks: tuple[str, ...] = ()
+    paper: str = ""
+    licence: str = ""
+    weights_licence: str = ""
+    keys: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the part's docstring."""
+        return (self.build.__doc__ or "").strip().split("\n")[0]
+
+
+class Registry:
+    """One kind of part by name."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.entries: dict[str, Entry] = {}
+
+    def add(self, build: Callable[..., Any], *, name: str | None = None, **facts: Any) -> None:
+        """Register `build` under `name`; by default the snake_case of its own name. A name that is taken is refused."""
+        name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", build.__name__).lower()
+        if name in self.entries:
+            old = self.entries[name].build
+            raise UserError(
+                f"The {self.kind} {name!r} is registered already, by {old.__module__}.{old.__qualname__};"
+                " choose another name."
+            )
+        self.entries[name] = Entry(name=name, build=build, **facts)
+
+    def find(self, name: str) -> Entry:
+        """The entry of that name. Raises UserError with the nearest names where there is none."""
+        load_plugins()
+        if name not in self.entries:
+            raise UserError(
+                f"There is no {self.kind} {name!r}{nearest(name, self.entries) or '.'}"
+                f" `zoo list {self.kind}s` shows them all."
+            )
+        return self.entries[name]
+
+    def names(self, task: str | None = None) -> list[str]:
+        """All names, sorted; those that serve `task` where one is given."""
+        load_plugins()
+        return sorted(n for n, e in self.entries.items() if task is None or not e.tasks or task in e.tasks)
+
+
+ENCODERS = Registry("encoder")
+DECODERS = Registry("decoder")
+TASKS = Registry("task")
+MODELS = Registry("model")
+
+
+@cache
+def load_plugins() -> None:
+    """Import what installed packages offer in the group `zoo.plugins`, once."""
+    for point in entry_points(group="zoo.plugins"):
+        plugin = point.load()
+        if callable(plugin):
+            plugin()
+
+
+def _register(registry: Registry, build: T | None, facts: dict[str, Any]) -> Any:
+    def add(part: T) -> T:
+        registry.add(part, **facts)
+        return part
+
+    return add if build is None else add(build)
+
+
+@overload
+def register_encoder(build: T) -> T: ...
+@overload
+def register_encoder(*, name: str | None = None, paper: str = "", licence: str = "") -> Callable[[T], T]: ...
+def register_encoder(build: T | None = None, **facts: Any) -> Any:
+    """Register an encoder: `build(in_channels, strides, **options)`, whose forward(image) gives a list of features.
+
+    It has the attributes `channels` and `strides`, and `mean` and `std` to normalise with. Used bare or with facts:
+    `@register_encoder` or `@register_encoder(name="mine", paper="arXiv ...")`.
+    """
+    return _register(ENCODERS, build, facts)
+
+
+@overload
+def register_decoder(build: T) -> T: ...
+@overload
+def register_decoder(
+    *,
+    name: str | None = None,
+    tasks: tuple[str, ...] = (),
+    paper: str = "",
+    licence: str = "",
+    weights_licence: str = "",
+    keys: tuple[tuple[str, str], ...] = (),
+) -> Callable[[T], T]: ...
+def register_decoder(build: T | None = None, **facts: Any) -> Any:
+    """Register a decoder: a class `Decoder(channels, num_outputs, **options)` with `strides`; tasks: which it serves.
+
+    keys: as in `register_model`, for a decoder whose name alone is a model and that has published weights as one.
+    """
+    return _register(DECODERS, build, facts)
+
+
+@overload
+def register_task(build: T) -> T: ...
+@overload
+def register_task(*, name: str | None = None) -> Callable[[T], T]: ...
+def register_task(build: T | None = None, **facts: Any) -> Any:
+    """Register a task: a class `Task(num_classes, **options)` with `loss` and `answer`."""
+    return _register(TASKS, build, facts)
+
+
+def register_model(
+    *,
+    task: str,
+    name: str | None = None,
+    paper: str = "",
+    licence: str = "",
+    weights_licence: str = "",
+    keys: tuple[tuple[str, str], ...] = (),
+) -> Callable[[T], T]:
+    """Register a named model: a function without arguments that returns the keys of `zoo.create_model`.
+
+    keys: (pattern, replacement) for `zoo.convert_weights`, tried in order with `re.fullmatch`. A replacement that ends
+    in "#i" is piece i of a concatenation along dimension 0; an empty one drops the key; no match is an error.
+    """
+    facts = dict(name=name, tasks=(task,), paper=paper, licence=licence, weights_licence=weights_licence, keys=keys)
+    return _register(MODELS, None, facts)
