@@ -1,16 +1,18 @@
 """The small layers that several parts share: the one resize rule, and a convolution with its norm."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def resize(x: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:
+def resize(x: Tensor, size: tuple[int, ...], *, antialias: bool = False) -> Tensor:
     """x (B, C, h, w) brought to (B, C, *size), bilinear with half-pixel centres (align_corners=False).
 
     The only resize rule of the library; a paper's other rule is an option with a name where the paper needs it.
     antialias: for pictures that shrink (Pillow's bilinear, for floats); features and logits are taken without.
     """
-    if x.shape[-2:] == tuple(size):
+    # while a program is traced the question is not asked: its answer would fix a height and width that are left open
+    if not torch.compiler.is_compiling() and x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=antialias)
 

@@ -153,4 +153,5 @@ def register_model(
     in "#i" is piece i of a concatenation along dimension 0; an empty one drops the key; no match is an error.
     """
     facts = dict(name=name, tasks=(task,), paper=paper, licence=licence, weights_licence=weights_licence, keys=keys)
-    return _register(MODELS, None, facts)
+    register: Callable[[T], T] = _register(MODELS, None, facts)
+    return register

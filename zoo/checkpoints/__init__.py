@@ -1,0 +1,1 @@
+"""Checkpoints: what is read, written and converted. Nothing here builds a model."""

@@ -1,0 +1,99 @@
+"""Running a model on many images: reading ahead, batches of one size, and a faster equal of the model."""
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+EXACT = 1e-5  # what a faster equal may differ by, as a share of the largest output (and absolutely below 1)
+
+
+def read_ahead(read: Callable[[A], B], sources: Iterable[A], workers: int) -> Iterator[B]:
+    """`read` of each source, in order, up to two per worker ahead of the one in use; in this thread for no workers."""
+    if workers < 1:
+        yield from map(read, sources)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Any] = deque()
+        try:
+            for source in sources:
+                waiting.append(pool.submit(read, source))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for left in waiting:
+                left.cancel()
+
+
+def batches(items: Iterable[A], size: int, shape: Callable[[A], tuple[int, ...]]) -> Iterator[list[A]]:
+    """Consecutive items of equal shape, at most `size` together: nothing is resized to fit a batch."""
+    batch: list[A] = []
+    for item in items:
+        if batch and (len(batch) == size or shape(item) != shape(batch[0])):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def faster(model: nn.Module, example: Tensor) -> nn.Module:
+    """A copy of `model` in eval mode, BatchNorm folded into the convolutions before it, in channels-last memory.
+
+    Where a norm follows a convolution is found by running `example`, not by names. The copy is checked against the
+    model on that example; should it differ by more than `EXACT`, an unfolded copy is given instead.
+    """
+    twin = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        expected = twin(example)
+        if not _equal(expected, _fold(twin, example)(example)):
+            twin = copy.deepcopy(model).eval()
+    return twin.to(memory_format=torch.channels_last)
+
+
+def _fold(model: nn.Module, example: Tensor) -> nn.Module:
+    """Fold every BatchNorm whose input is, as an object, the output of a plain convolution."""
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # by id; the tensors are kept so that no id is used again
+    pairs: dict[nn.BatchNorm2d, nn.Module] = {}
+
+    def convolved(conv: nn.Module, args: Any, out: Tensor) -> None:
+        made[id(out)] = (conv, out)
+
+    def normed(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if id(args[0]) in made and isinstance(norm, nn.BatchNorm2d):
+            pairs[norm] = made[id(args[0])][0]
+
+    # timm's Conv2dSame pads, then convolves; its standardised convolutions change their weights and cannot be folded
+    plain = ("Conv2d", "Conv2dSame")
+    hooks = [m.register_forward_hook(convolved) for m in model.modules() if type(m).__name__ in plain]
+    hooks += [m.register_forward_pre_hook(normed) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    model(example)
+    for hook in hooks:
+        hook.remove()
+    for norm, conv in pairs.items():
+        fused = fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var]
+        _replace(model, conv, fused)
+        _replace(model, norm, getattr(norm, "act", nn.Identity()))  # timm's norms carry their activation
+    return model
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if child is old:
+                setattr(parent, name, new)
+
+
+def _equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    tensors = [(a[key].float(), b[key].float()) for key in a if isinstance(a[key], Tensor)]
+    return all((x - y).abs().max() <= EXACT * max(1.0, float(x.abs().max())) for x, y in tensors)
