@@ -1,0 +1,86 @@
+"""The command line: train, test, predict, list, show, copy, doctor. Each imports what it needs, when it does."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import zoo
+from zoo.cli import catalogue, predict, train
+from zoo.cli import doctor as health
+from zoo.errors import UserError, nearest
+
+EXAMPLES = """\
+examples:
+  zoo train segmentation/demo
+  zoo train segmentation/unet_folder --data.root photos/ --model.encoder convnext_tiny
+  zoo train segmentation/unet_folder --help       every key, what it does and its value
+  zoo test runs/segmentation/unet_folder/1
+  zoo predict runs/segmentation/unet_folder/1 photo.jpg more_photos/ -o predictions/
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with a mistake as a UserError."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]}; `{self.prog} --help` shows how.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 where some images failed, 2 for a user's mistake, 130 for Ctrl-C."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"zoo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("zoo: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `zoo list encoders | head`: nobody reads on, and that's no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: list[str]) -> int:
+    parser, commands = _parsers()
+    if not argv:
+        parser.print_help()
+        return 0
+    if not argv[0].startswith("-") and argv[0] not in commands:
+        raise UserError(
+            f"There is no command {argv[0]!r}{nearest(argv[0], commands) or '.'} `zoo --help` shows them all."
+        )
+    if argv[0] == "train":  # its flags are the recipe's keys, which argparse doesn't know
+        return train.train(commands["train"], argv[1:])
+    args, rest = parser.parse_known_args(argv)
+    if argv[0] == "test":
+        args.overrides = rest
+    elif rest:
+        command = commands.get(argv[0], parser)
+        near = nearest(rest[0], command._option_string_actions) if rest[0].startswith("-") else ""
+        raise UserError(
+            f"{command.prog!r} takes no {rest[0]!r}{near or '.'} `{command.prog} --help` shows what it takes."
+        )
+    result: int = args.run(args)
+    return result
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(prog="zoo", description=zoo.__doc__.split(". ")[0] if zoo.__doc__ else None, epilog=EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"visionzoo {zoo.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands", required=True, parser_class=Parser)
+    made = {
+        "train": train.add_train(commands),
+        "test": train.add_test(commands),
+        "predict": predict.add(commands),
+        "list": catalogue.add_list(commands),
+        "show": catalogue.add_show(commands),
+        "copy": catalogue.add_copy(commands),
+        "doctor": health.add(commands),
+    }
+    return parser, made

@@ -1,0 +1,168 @@
+"""`zoo predict`: files, folders and patterns in, masks and overlays out."""
+
+import argparse
+import glob
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.cli.terminal import track
+from zoo.cli.train import find_run
+from zoo.errors import UserError, nearest
+
+SHOWN = 10  # names of failed images that are printed; the rest are counted
+
+
+def add(commands: Any) -> Any:
+    command = commands.add_parser(
+        "predict",
+        help="answer on images, folders or patterns",
+        description="Write for each image NAME.png (class ids, at the image's own size) and NAME_overlay.png into OUT."
+        " Subfolders are mirrored.",
+        epilog="exit code: 0; 1 where some images could not be read (the others are written); 2 for a mistake",
+    )
+    command.add_argument("model", metavar="RUN", help="a run's or checkpoint's folder")
+    command.add_argument("inputs", metavar="INPUT", nargs="+", help="an image, a folder or a pattern like 'a/*/*.jpg'")
+    command.add_argument("-o", "--out", metavar="OUT", required=True, type=Path, help="the folder to write into")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    command.add_argument(
+        "--batch_size", type=int, default=1, help="images of equal size computed together (default: 1)"
+    )
+    command.add_argument("--precision", default="32", help="32, bf16 or 16 (default: 32)")
+    command.add_argument("--num_workers", type=int, default=2, help="threads that read images ahead (default: 2)")
+    command.add_argument("--threshold", type=float, help="of the decision, in [0, 1] (default: the model's own)")
+    command.add_argument("--probabilities", action="store_true", help="also write NAME_probabilities.npz")
+    command.set_defaults(run=predict)
+    return command
+
+
+def predict(args: argparse.Namespace) -> int:
+    """`zoo predict RUN INPUT... -o OUT`."""
+    run = find_run(args.model)
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise UserError(f"--threshold is {args.threshold}; it lies between 0 and 1.")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{str(args.out)!r} is a file; -o names the folder to write into.")
+    names = name_outputs(find_inputs(args.inputs, args.out), args.out)
+
+    import torch
+
+    import zoo
+
+    model = zoo.load_model(run)
+    options: dict[str, Any] = dict(
+        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        batch_size=args.batch_size,
+        precision=args.precision,
+        num_workers=args.num_workers,
+        threshold=args.threshold,
+    )
+    failed: list[str] = []
+    answers = track(_answers(model, list(names), options, failed), len(names), "predicting")
+    for file, prediction in answers:
+        prediction.save(args.out, name=names[file], probabilities=args.probabilities)
+    for sentence in failed[:SHOWN]:
+        print(f"zoo: {sentence}", file=sys.stderr)
+    if len(failed) > SHOWN:
+        print(f"zoo: ... and {len(failed) - SHOWN} more.", file=sys.stderr)
+    done = len(names) - len(failed)
+    print(f"{done} of {len(names)} image{'s' * (len(names) != 1)} predicted" + (f", in {args.out}" if done else ""))
+    return 0 if not failed else 1 if done else 2
+
+
+def find_inputs(inputs: Sequence[str], out: Path) -> list[tuple[Path, Path]]:
+    """(file, its place below the folder or pattern that named it) for each image, once each.
+
+    What lies below `out` is no input of a folder or pattern: it is what an earlier call wrote. Raises UserError for
+    what doesn't exist, and for a folder or pattern without images.
+    """
+    for text in inputs:
+        if not Path(text).exists() and not glob.has_magic(text):
+            above = Path(text).parent
+            beside = [str(other) for other in above.iterdir()] if above.is_dir() else []
+            raise UserError(f"There is no image or folder {text!r}{nearest(text, beside) or '.'}")
+    from zoo.datasets.intensity import find_images
+
+    found: dict[Path, tuple[Path, Path]] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_file():
+            pairs = [(path, Path(path.name))]
+        else:
+            base = path if path.is_dir() else _before_wildcard(path)
+            pairs = [(file, file.relative_to(base)) for file in find_images(text) if not file.is_dir()]
+            pairs = [(file, place) for file, place in pairs if not file.resolve().is_relative_to(out.resolve())]
+            if not pairs:
+                raise UserError(f"All images of {text!r} lie in {str(out)!r}, where answers are written; name others.")
+        for file, place in pairs:
+            found.setdefault(file.resolve(), (file, place))
+    return list(found.values())
+
+
+def name_outputs(inputs: Sequence[tuple[Path, Path]], out: Path) -> dict[Path, str]:
+    """The name, below `out` and without a suffix, that each file's outputs get; no two write the same file.
+
+    Equal names from different folders are told apart by their folders, `a.jpg` beside `a.png` by their suffixes
+    (`a_jpg`, `a_png`). Raises UserError where an output would overwrite an input.
+    """
+    places = dict(inputs)
+    if _repeated(place.as_posix() for place in places.values()):
+        above = Path(os.path.commonpath([file.resolve().parent for file in places]))
+        places = {file: file.resolve().relative_to(above) for file in places}
+    stems = {file: place.with_suffix("").as_posix() for file, place in places.items()}
+    overlays = {os.path.normcase(f"{stem}_overlay") for stem in stems.values()}
+    clashing = _repeated(stems.values()) | overlays
+    for file, stem in stems.items():
+        if os.path.normcase(stem) in clashing:
+            stems[file] = f"{stem}_{file.suffix.removeprefix('.').lower()}"
+    if twice := _repeated(stems.values()):
+        raise UserError(f"Two inputs would both be written as {min(twice)!r}; predict them into separate folders.")
+    given = {file.resolve() for file in places}
+    for stem in stems.values():
+        for end in (".png", "_overlay.png"):
+            if (out / f"{stem}{end}").resolve() in given:
+                raise UserError(
+                    f"{str(out / f'{stem}{end}')!r} is an input and would be overwritten; choose another -o."
+                )
+    return stems
+
+
+def _answers(
+    model: Any, files: Sequence[Path], options: dict[str, Any], failed: list[str]
+) -> Iterator[tuple[Path, Any]]:
+    """(file, prediction) for every file that can be read; a sentence in `failed` for every other.
+
+    An error ends the model's stream without saying at which file, as it reads ahead. So the files after the last answer
+    are asked one at a time until the bad one is found, and the stream starts again behind it.
+    """
+    list(model.predict(iter(()), **options))  # a wrong option is told once, before any file is read
+    done = 0
+    while done < len(files):
+        try:
+            for prediction in model.predict(iter(files[done:]), **options):
+                yield files[done], prediction
+                done += 1
+            return
+        except UserError:
+            bad = False
+        while not bad and done < len(files):
+            try:
+                yield files[done], next(iter(model.predict(iter(files[done : done + 1]), **options)))
+            except UserError as error:
+                failed.append(str(error) if files[done].name in str(error) else f"{files[done]}: {error}")
+                bad = True
+            done += 1
+
+
+def _before_wildcard(pattern: Path) -> Path:
+    """The folder that a pattern starts from: a/b of a/b/*/x.png."""
+    wild = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
+    return Path(*pattern.parts[:wild])
+
+
+def _repeated(names: Iterable[str]) -> set[str]:
+    """Names that occur more than once; case counts where it tells files apart."""
+    return {name for name, count in Counter(map(os.path.normcase, names)).items() if count > 1}
