@@ -82,13 +82,15 @@ class Model(nn.Module):
         precision: str = "32",
         num_workers: int = 2,
         threshold: float | None = None,
+        failed: list[UserError] | None = None,
     ) -> Any:
         """The answer on a path, PIL image, array or tensor, or on a list, folder or generator of them.
 
         One image gives a `Prediction`, a list gives a list, a folder or generator an iterator that reads as it goes.
         Arrays are (H, W) or (H, W, C), tensors (C, H, W); uint8 and uint16 are scaled to [0, 1] as files are, floats
         are taken as they are. device: where to compute (default: where the model is). batch_size: images of equal size
-        computed together. precision: "32", "bf16" or "16". num_workers: threads that read files ahead.
+        computed together. precision: "32", "bf16" or "16". num_workers: threads that read files ahead. failed: a list
+        that takes the errors of images which cannot be read; they are then left out, and the others answered.
         Runs in eval mode on a copy with BatchNorm folded (equal to 1e-5); the model itself is left as it is.
         Raises UserError for what is missing, is no image, is empty or has other channels than the model.
         """
@@ -96,9 +98,9 @@ class Model(nn.Module):
             isinstance(files, str | Path) and not Path(files).is_dir()
         )
         if single:
-            return next(self._predict([files], device, 1, precision, 0, threshold))  # type: ignore[list-item]
+            return next(self._predict([files], device, 1, precision, 0, threshold, None))  # type: ignore[list-item]
         sources = find_images(files) if isinstance(files, str | Path) else files
-        predictions = self._predict(sources, device, batch_size, precision, num_workers, threshold)  # type: ignore[arg-type]
+        predictions = self._predict(sources, device, batch_size, precision, num_workers, threshold, failed)  # type: ignore[arg-type]
         return list(predictions) if isinstance(files, list | tuple) else predictions
 
     def _predict(
@@ -109,6 +111,7 @@ class Model(nn.Module):
         precision: str,
         num_workers: int,
         threshold: float | None,
+        failed: list[UserError] | None,
     ) -> Iterator[Prediction]:
         if precision not in PRECISIONS:
             raise UserError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
@@ -116,7 +119,17 @@ class Model(nn.Module):
             raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
         target = _device(device, self.mean.device)
         run = self._fast(target)
-        images = inference.read_ahead(self._read, sources, num_workers)
+
+        def read(source: Source) -> tuple[Path | None, np.ndarray] | None:
+            try:
+                return self._read(source)
+            except UserError as error:
+                if failed is None:
+                    raise
+                failed.append(error)
+                return None
+
+        images = (found for found in inference.read_ahead(read, sources, num_workers) if found)
         for batch in inference.batches(images, batch_size, lambda item: item[1].shape):
             pixels = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(target)
             pixels = pixels.permute(0, 3, 1, 2)  # channels-last in memory, as `faster` likes it

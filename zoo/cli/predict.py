@@ -5,7 +5,7 @@ import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,10 @@ def predict(args: argparse.Namespace) -> int:
         num_workers=args.num_workers,
         threshold=args.threshold,
     )
-    failed: list[str] = []
-    answers = track(_answers(model, list(names), options, failed), len(names), "predicting")
-    for file, prediction in answers:
-        prediction.save(args.out, name=names[file], probabilities=args.probabilities)
+    failed: list[UserError] = []
+    predictions = model.predict(iter(names), failed=failed, **options)
+    for prediction in track(predictions, len(names), "predicting"):
+        prediction.save(args.out, name=names[prediction.path], probabilities=args.probabilities)
     for sentence in failed[:SHOWN]:
         print(f"zoo: {sentence}", file=sys.stderr)
     if len(failed) > SHOWN:
@@ -128,33 +128,6 @@ def name_outputs(inputs: Sequence[tuple[Path, Path]], out: Path) -> dict[Path, s
                     f"{str(out / f'{stem}{end}')!r} is an input and would be overwritten; choose another -o."
                 )
     return stems
-
-
-def _answers(
-    model: Any, files: Sequence[Path], options: dict[str, Any], failed: list[str]
-) -> Iterator[tuple[Path, Any]]:
-    """(file, prediction) for every file that can be read; a sentence in `failed` for every other.
-
-    An error ends the model's stream without saying at which file, as it reads ahead. So the files after the last answer
-    are asked one at a time until the bad one is found, and the stream starts again behind it.
-    """
-    list(model.predict(iter(()), **options))  # a wrong option is told once, before any file is read
-    done = 0
-    while done < len(files):
-        try:
-            for prediction in model.predict(iter(files[done:]), **options):
-                yield files[done], prediction
-                done += 1
-            return
-        except UserError:
-            bad = False
-        while not bad and done < len(files):
-            try:
-                yield files[done], next(iter(model.predict(iter(files[done : done + 1]), **options)))
-            except UserError as error:
-                failed.append(str(error) if files[done].name in str(error) else f"{files[done]}: {error}")
-                bad = True
-            done += 1
 
 
 def _before_wildcard(pattern: Path) -> Path:
