@@ -1,0 +1,189 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zoo.datasets.intensity import Intensity, find_images, read_image, to_tensor
+from zoo.errors import UserError
+
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+DEEP = RNG.integers(0, 65536, (6, 9, 3), dtype=np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_eight_bit_colour_is_read_as_it_is(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(COLOUR).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    pixels = read_image(path)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, COLOUR)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_colour_keeps_its_depth_and_lies_in_0_1(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    cv2.imwrite(str(path), DEEP[..., ::-1])
+    pixels = read_image(path)
+    assert pixels.dtype == np.float32
+    assert np.allclose(pixels, DEEP / 65535, atol=1e-7)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_grey_is_repeated_for_three_channels(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(DEEP[..., 0]).save(path)
+    assert np.allclose(read_image(path), np.repeat(DEEP[..., :1], 3, axis=2) / 65535, atol=1e-7)
+    assert read_image(path, channels=1).shape == (6, 9, 1)
+
+
+def test_float_tiff_is_taken_as_it_is_in_grey_and_colour(tmp_path):
+    values = RNG.normal(0, 100, (6, 9, 3)).astype(np.float32)
+    Image.fromarray(values[..., 0]).save(tmp_path / "grey.tif")
+    cv2.imwrite(str(tmp_path / "colour.tif"), values[..., ::-1])
+    assert np.array_equal(read_image(tmp_path / "grey.tif", channels=1)[..., 0], values[..., 0])
+    assert np.array_equal(read_image(tmp_path / "colour.tif"), values)
+
+
+def test_alpha_palette_grey_one_bit_and_cmyk_become_rgb(tmp_path):
+    alpha = np.dstack([COLOUR, RNG.integers(0, 256, (6, 9), dtype=np.uint8)])
+    Image.fromarray(alpha).save(tmp_path / "alpha.png")
+    assert np.array_equal(read_image(tmp_path / "alpha.png"), COLOUR)
+    assert np.array_equal(read_image(tmp_path / "alpha.png", channels=4), alpha)
+    palette = Image.fromarray(COLOUR).quantize(8)
+    palette.save(tmp_path / "palette.png")
+    assert np.array_equal(read_image(tmp_path / "palette.png"), np.asarray(palette.convert("RGB")))
+    Image.fromarray(COLOUR[..., 0] > 99).save(tmp_path / "bit.png")
+    assert np.array_equal(read_image(tmp_path / "bit.png", channels=1)[..., 0], (COLOUR[..., 0] > 99) * 255)
+    Image.fromarray(COLOUR).convert("CMYK").save(tmp_path / "cmyk.tif")
+    assert np.abs(read_image(tmp_path / "cmyk.tif").astype(int) - COLOUR).max() <= 1
+
+
+def test_colour_becomes_luminance_for_one_channel(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    grey = np.asarray(Image.fromarray(COLOUR).convert("L")).astype(int)
+    assert np.abs(read_image(tmp_path / "a.png", channels=1)[..., 0] - grey).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_exif_orientation_says(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOUR).save(tmp_path / "a.png", exif=exif)
+    from PIL import ImageOps
+
+    assert np.array_equal(
+        read_image(tmp_path / "a.png"), np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    )
+    assert np.array_equal(read_image(Image.open(tmp_path / "a.png")), read_image(tmp_path / "a.png"))
+
+
+def test_arrays_of_any_number_of_channels_are_read_from_npy(tmp_path):
+    values = RNG.integers(0, 65536, (4, 5, 7), dtype=np.uint16)
+    np.save(tmp_path / "a.npy", values)
+    assert np.allclose(read_image(tmp_path / "a.npy", channels=7), values / 65535, atol=1e-7)
+    chosen = read_image(tmp_path / "a.npy", Intensity(channels=[6, 0, 0]))
+    assert np.allclose(chosen, values[..., [6, 0, 0]] / 65535, atol=1e-7)
+
+
+def test_pil_images_arrays_and_files_give_the_same(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(COLOUR), read_image(tmp_path / "a.png"))
+    assert np.array_equal(read_image(Image.fromarray(COLOUR)), read_image(str(tmp_path / "a.png")))
+    assert np.array_equal(read_image(DEEP[..., 0]), read_image(np.repeat(DEEP[..., :1], 3, axis=2)))
+
+
+def test_each_intensity_does_what_it_says():
+    values = RNG.integers(0, 4096, (20, 30, 3), dtype=np.uint16)
+    assert np.allclose(read_image(values, Intensity(bits=12)), values / 4095, atol=1e-6)
+    windowed = read_image(values, Intensity(window=[1000, 3000]))
+    assert np.allclose(windowed, np.clip((values - 1000.0) / 2000, 0, 1), atol=1e-6)
+    low, high = np.percentile(values, [2, 98])
+    by_percent = read_image(values, Intensity(percentile=[2, 98]))
+    assert np.allclose(by_percent, np.clip((values - low) / (high - low), 0, 1), atol=1e-5)
+    scored = read_image(values, Intensity(zscore=True))
+    assert np.allclose(scored.mean((0, 1)), 0, atol=1e-5)
+    assert np.allclose(scored.std((0, 1)), 1, atol=1e-5)
+    assert np.array_equal(read_image(COLOUR, Intensity(channels=[2, 1, 0])), COLOUR[..., ::-1])
+
+
+def test_a_flat_image_is_finite_under_every_intensity():
+    flat = np.full((4, 4, 3), 7, np.uint16)
+    for intensity in (Intensity(percentile=[1, 99]), Intensity(zscore=True)):
+        assert np.array_equal(read_image(flat, intensity), np.zeros((4, 4, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 0},
+        {"window": [3, 3]},
+        {"window": [1]},
+        {"percentile": [-1, 50]},
+        {"zscore": True, "bits": 8},
+        {"channels": []},
+    ],
+)
+def test_a_wrong_intensity_is_refused(options):
+    with pytest.raises(UserError, match="intensity"):
+        Intensity(**options)
+
+
+def test_to_tensor_divides_eight_bits_alone():
+    assert torch.equal(to_tensor(COLOUR), torch.from_numpy(COLOUR).permute(2, 0, 1) / 255)
+    floats = RNG.normal(size=(3, 4, 2)).astype(np.float32)
+    assert torch.equal(to_tensor(floats), torch.from_numpy(floats).permute(2, 0, 1))
+
+
+def _truncated(path, keep=0.5):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_a_truncated_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    _truncated(path)
+    with pytest.raises(UserError, match=rf"a\.{suffix} .*(truncated|no image)"):
+        read_image(path)
+
+
+def test_truncated_deep_files_and_npy_are_named(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), RNG.integers(0, 65536, (64, 64, 3), dtype=np.uint16))
+    np.save(tmp_path / "a.npy", DEEP)
+    for name in ("a.png", "a.npy"):
+        _truncated(tmp_path / name)
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name)
+
+
+def test_what_is_no_image_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.jpg").touch()
+    np.save(tmp_path / "line.npy", np.zeros(4))
+    for name in ("text.png", "empty.jpg", "line.npy"):
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name)
+    with pytest.raises(UserError, match="There is no file"):
+        read_image(tmp_path / "missing.png")
+    with pytest.raises(UserError, match="not empty"):
+        read_image(np.zeros((0, 5, 3), np.uint8))
+    with pytest.raises(UserError, match=r"has 5 channel\(s\), but 3"):
+        read_image(np.zeros((4, 4, 5), np.uint8))
+    with pytest.raises(UserError, match=r"intensity.channels is \[3\]"):
+        read_image(COLOUR, Intensity(channels=[3]), channels=1)
+
+
+def test_images_are_found_in_folders_subfolders_globs_and_by_path(tmp_path):
+    for name in ("b.png", "a.JPG", "sub/c.tif", "notes.txt", ".hidden.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [p.name for p in find_images(tmp_path)] == ["a.JPG", "b.png", "c.tif"]
+    assert [p.name for p in find_images(f"{tmp_path}/*.png")] == ["b.png"]
+    assert [p.name for p in find_images(tmp_path / "b.png")] == ["b.png"]
+    (tmp_path / "none").mkdir()
+    for where in (tmp_path / "none", tmp_path / "missing.png", f"{tmp_path}/*.gif"):
+        with pytest.raises(UserError, match="image files end in"):
+            find_images(where)

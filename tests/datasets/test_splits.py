@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo.datasets.card import load_card
+from zoo.datasets.look import resolve
+from zoo.datasets.splits import split_pairs
+from zoo.errors import UserError
+
+MASK = Image.fromarray(np.array([[0, 255]], np.uint8))
+
+
+def fill(root, names, suffix=".jpg"):
+    """Small images at {folder}/{name}; masks beside them where `images` stands in the path."""
+    for name in names:
+        image = root / f"{name}{suffix}"
+        mask = root / f"{name.replace('images', 'masks')}.png"
+        for path in (image, mask):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 1)).save(image)
+        MASK.save(mask)
+
+
+def splits_of(root, **keys):
+    return split_pairs(resolve(load_card({"name": "folder", **keys}, root)))
+
+
+def names(pairs):
+    return {split: [pair.name for pair in some] for split, some in pairs.items()}
+
+
+def test_a_flat_folder_is_split_by_shares_that_are_disjoint_and_cover_it(tmp_path):
+    fill(tmp_path, [f"images/{i:03d}" for i in range(50)])
+    found = names(splits_of(tmp_path))
+    assert {split: len(some) for split, some in found.items()} == {"train": 40, "val": 5, "test": 5}
+    assert sorted(name for some in found.values() for name in some) == [f"{i:03d}" for i in range(50)]
+
+
+def test_a_seeded_split_is_the_same_each_time_and_another_for_another_seed(tmp_path):
+    fill(tmp_path, [f"images/{i:03d}" for i in range(40)])
+    shares = {"val": 0.25, "test": 0.25}
+    first = names(splits_of(tmp_path, splits={"seed": 1, **shares}))
+    assert first == names(splits_of(tmp_path, splits={"seed": 1, **shares}))
+    assert first != names(splits_of(tmp_path, splits={"seed": 2, **shares}))
+
+
+@pytest.mark.parametrize(("number", "sizes"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (4, [2, 1, 1])])
+def test_small_folders_give_val_an_image_first_then_test(tmp_path, number, sizes):
+    fill(tmp_path, [f"images/{i}" for i in range(number)])
+    assert [len(some) for some in splits_of(tmp_path).values()] == sizes
+
+
+@pytest.mark.parametrize("pattern", ["images/{}/{}", "{}/images/{}"])
+def test_split_folders_are_used_in_both_arrangements(tmp_path, pattern):
+    fill(tmp_path, [pattern.format(split, i) for split in ("train", "valid", "test") for i in range(3)])
+    assert {split: len(some) for split, some in splits_of(tmp_path).items()} == {"train": 3, "val": 3, "test": 3}
+
+
+def test_val_is_drawn_from_train_where_it_has_no_folder(tmp_path):
+    fill(tmp_path, [f"images/{split}/{i}" for split in ("train", "test") for i in range(10)])
+    assert {split: len(some) for split, some in splits_of(tmp_path).items()} == {"train": 9, "val": 1, "test": 10}
+
+
+def test_lists_name_images_by_name_file_or_path_and_train_is_the_rest(tmp_path):
+    fill(tmp_path, [f"images/{i}" for i in range(6)])
+    (tmp_path / "val.txt").write_text("0\n# a remark\n1.jpg 4 2\n\n")
+    (tmp_path / "test.txt").write_text("/elsewhere/images/2.jpg /elsewhere/masks/2.png\n")
+    found = names(splits_of(tmp_path, splits={"val": "val.txt", "test": "test.txt"}))
+    assert found == {"train": ["3", "4", "5"], "val": ["0", "1"], "test": ["2"]}
+    (tmp_path / "val.txt").write_text("77\n")
+    with pytest.raises(UserError, match=r"val\.txt names '77', but there is no such image"):
+        splits_of(tmp_path, splits={"val": "val.txt"})
+
+
+def test_a_missing_list_and_an_image_in_two_lists_are_refused(tmp_path):
+    fill(tmp_path, ["images/a", "images/b"])
+    with pytest.raises(UserError, match=r"There is no .*val\.txt, the list of the split 'val'"):
+        splits_of(tmp_path, splits={"val": "val.txt"})
+    for split in ("val", "test"):
+        (tmp_path / f"{split}.txt").write_text("a\na\n")
+    assert names(splits_of(tmp_path, splits={"val": "val.txt"})) == {"train": ["b"], "val": ["a"]}
+    with pytest.raises(UserError, match=r"a\.jpg lies in two splits, val and test"):
+        splits_of(tmp_path, splits={"val": "val.txt", "test": "test.txt"})
+
+
+def test_no_group_crosses_a_seeded_split(tmp_path):
+    fill(tmp_path, [f"images/patient{p:02d}_{i}" for p in range(12) for i in range(p % 4 + 1)])
+    for seed in range(8):
+        found = names(splits_of(tmp_path, group=r"patient\d+", splits={"seed": seed, "val": 0.2, "test": 0.2}))
+        patients = {split: {name.split("_")[0] for name in some} for split, some in found.items()}
+        assert not patients["train"] & patients["val"]
+        assert not patients["train"] & patients["test"]
+        assert not patients["val"] & patients["test"]
+        assert 4 <= len(found["val"]) <= 6  # of 30
+
+
+def test_a_group_that_crosses_split_folders_is_refused(tmp_path):
+    fill(tmp_path, ["images/train/p1_a", "images/train/p2_a", "images/val/p1_b", "images/test/p3_a"])
+    with pytest.raises(UserError, match=r"group 'p1' lies in two splits, train and val \(p1_b\)"):
+        splits_of(tmp_path, group=r"^(p\d+)_")
+
+
+def test_a_group_that_matches_nothing_is_refused(tmp_path):
+    fill(tmp_path, ["images/a", "images/b"])
+    with pytest.raises(UserError, match="does not match the image"):
+        splits_of(tmp_path, group=r"\d+")
+
+
+@pytest.mark.parametrize("suffix", ["_mask", "_segmentation"])
+def test_masks_may_carry_a_common_suffix(tmp_path, suffix):
+    fill(tmp_path, ["images/a", "images/b.c", "images/sub/d"])
+    for mask in list((tmp_path / "masks").rglob("*.png")):
+        mask.rename(mask.with_name(mask.name.replace(".png", f"{suffix}.png")))
+    pairs = [pair for some in splits_of(tmp_path).values() for pair in some]
+    assert sorted(pair.name for pair in pairs) == ["a", "b.c", "sub/d"]
+    assert all(pair.mask.stem == f"{pair.image.stem}{suffix}" for pair in pairs)
+
+
+def test_hidden_files_and_files_of_other_kinds_are_passed_over(tmp_path):
+    fill(tmp_path, ["images/a", "images/b"])
+    for name in ("images/.DS_Store", "images/._a.jpg", "masks/Thumbs.db", "images/notes.txt"):
+        (tmp_path / name).write_text("")
+    assert sum(map(len, splits_of(tmp_path).values())) == 2
+
+
+def test_missing_and_empty_folders_are_told_apart_with_what_is_there(tmp_path):
+    with pytest.raises(UserError, match=r"There is no folder .*--data.root"):
+        splits_of(tmp_path / "nowhere")
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError, match=r"images does not exist.* holds pictures.* --data.card.images"):
+        splits_of(tmp_path)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match="images is empty"):
+        splits_of(tmp_path)
+    with pytest.raises(UserError, match=r"needs a folder; give --data\.root FOLDER"):
+        resolve(load_card("folder"))
+
+
+def test_pairs_that_do_not_match_are_named(tmp_path):
+    fill(tmp_path, [f"images/{c}" for c in "abcdefgh"])
+    for c in "abcde":
+        (tmp_path / f"masks/{c}.png").unlink()
+    with pytest.raises(UserError, match=r"5 images have no mask of that name: a\.jpg, b\.jpg, c\.jpg, \.\.\."):
+        splits_of(tmp_path)
+    for c in "abcde":
+        (tmp_path / f"images/{c}.jpg").unlink()
+    (tmp_path / "images/f.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 mask has no image of that name: f\.png"):
+        splits_of(tmp_path)
+    (tmp_path / "images/f.jpg").touch()
+    (tmp_path / "images/f.png").touch()
+    with pytest.raises(UserError, match="have one name"):
+        splits_of(tmp_path)
+
+
+def test_images_without_any_masks_are_named(tmp_path):
+    fill(tmp_path, ["images/a"])
+    (tmp_path / "masks/a.png").unlink()
+    with pytest.raises(UserError, match=r"1 images? but no masks .* looked for masks/\{name\}"):
+        splits_of(tmp_path)
+
+
+def test_camvids_layouts_are_both_known(tmp_path):
+    for split in ("train", "val", "test"):
+        for path in (f"a/images/{split}/x.jpg", f"a/labels/{split}/x.png", f"b/{split}/x.png", f"b/{split}annot/x.png"):
+            (tmp_path / path).parent.mkdir(parents=True)
+            Image.new("L", (2, 2), 3).save(tmp_path / path)
+    for root in ("a", "b"):
+        card = resolve(load_card("camvid", tmp_path / root))
+        assert names(split_pairs(card)) == {"train": ["x"], "val": ["x"], "test": ["x"]}
+        assert (card.num_classes, card.ignore_index) == (11, 11)
+
+
+def test_pranets_polyp_set_has_five_tests_and_trains_on_the_rest(tmp_path):
+    sets = ["Kvasir", "CVC-ClinicDB", "CVC-ColonDB", "ETIS-LaribPolypDB", "CVC-300"]
+    for folder in ("TrainDataset", *(f"TestDataset/{name}" for name in sets)):
+        kind = ("image", "mask") if folder == "TrainDataset" else ("images", "masks")
+        for one in kind:
+            (tmp_path / folder / one).mkdir(parents=True)
+            MASK.save(tmp_path / folder / one / "1.png")
+    found = split_pairs(resolve(load_card("polyp", tmp_path)))
+    assert list(found) == ["train", "test_kvasir", "test_clinicdb", "test_colondb", "test_etis", "test_cvc300"]
+    assert "ETIS" in str(found["test_etis"][0].image)
+
+
+def test_oxford_pets_lists_are_read_and_its_border_ignored(tmp_path):
+    from zoo.datasets.masks import read_mask
+
+    base = tmp_path / "oxford-iiit-pet"
+    fill(base, [f"images/Pug_{i}" for i in range(4)])
+    for i in range(4):
+        trimap = base / "annotations/trimaps" / f"Pug_{i}.png"
+        trimap.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.array([[1, 2, 3]], np.uint8)).save(trimap)
+    (base / "annotations/trainval.txt").write_text("Pug_0 1 1 1\nPug_1 1 1 1\nPug_2 1 1 1\n")
+    (base / "annotations/test.txt").write_text("Pug_3 1 1 1\n")
+    for root in (tmp_path, base):
+        card = resolve(load_card("oxford_pet", root))
+        found = split_pairs(card)
+        assert {split: len(some) for split, some in found.items()} == {"train": 2, "val": 1, "test": 1}
+        assert read_mask(found["test"][0].mask, card).tolist() == [[1, 0, 255]]

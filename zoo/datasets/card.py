@@ -1,0 +1,217 @@
+"""Data cards: one YAML file says where a data set's files are, what its masks mean and how it splits.
+
+Cards of the package are data/*.yaml; a path to a .yaml of one's own works in every place where a name does.
+"""
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.datasets.values import Color, parse_values
+from zoo.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Card:
+    """A data set in words and patterns; paths are relative to `root`.
+
+    Patterns hold {name} (any text, subfolders too; equal for an image and its mask), {split} (what `splits` gives) and
+    * (any text within one folder); where several are given, the first that finds files counts.
+    """
+
+    name: str
+    title: str = ""
+    task: str = "segmentation"
+    home: str = ""
+    licence: str = ""
+    get: str = ""
+    """how to get the files, in words"""
+    root: str | None = None
+    """the folder with the files; in a .yaml of one's own relative to it"""
+    images: tuple[str, ...] = ("images/{name}.*",)
+    masks: tuple[str, ...] = ("masks/{name}.*",)
+    splits: dict[str, Any] = field(default_factory=lambda: {"seed": 0, "val": 0.1, "test": 0.1})
+    """split -> folder put for {split}, or a .txt with one name a line, or a share of train drawn by `seed`; a list of
+    these: the first that exists. Without `train`, all images that no other split names are train"""
+    layouts: tuple[dict[str, Any], ...] = ()
+    """other arrangements of images, masks and splits: the first whose training images exist is taken"""
+    group: str | None = None
+    """regular expression on the name: images with equal match (its groups, else all of it) stay in one split"""
+    values: dict[Any, Any] | str | None = None
+    """file value -> class id or ignore (see `values.py`), applied before ignore_index; null = ids already"""
+    ignore_index: int = 255
+    num_classes: int | None = None
+    """1 = binary; default: the number of `classes`, else found by looking"""
+    classes: tuple[str, ...] = ()
+    """names by class id; in binary, the foreground's alone"""
+    colors: tuple[Color, ...] = ()
+    channels: int = 3
+    """channels of the image as the model gets it; grey files are repeated, colour is turned into grey for 1"""
+    intensity: dict[str, Any] = field(default_factory=dict)
+    """how file values become pixels (see `intensity.py`)"""
+    prepare: str | None = None
+    """name of the function that makes or downloads the files where they are missing (see `prepare.py`)"""
+    found: str = ""
+    """what looking at the masks showed, in a sentence; not a key of the YAML"""
+
+
+KEYS = tuple(f.name for f in fields(Card) if f.name not in ("name", "found"))
+LAYOUT_KEYS = ("images", "masks", "splits")
+
+
+def load_card(spec: str | Mapping[str, Any], root: str | Path | None = None) -> Card:
+    """The card of a name, of a path to a .yaml, or of {name: ..., key: override}; `root` overrides the card's own.
+
+    Raises UserError for a name, file, key or value that is wrong, with the nearest right one.
+    """
+    overrides = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    name = overrides.pop("name", None)
+    if not isinstance(name, str) or not name:
+        raise UserError(f"The data card {spec!r} has no name; give a name (`zoo list data`) or a path to a .yaml.")
+    content, home = _read(name)
+    _check_keys(overrides, f"data card {name!r}")
+    _check_keys(content, f"data card {name!r}")
+    # who says where the files are, means it: the card's other arrangements are out
+    if {"images", "masks"} & set(overrides):
+        content.pop("layouts", None)
+    merged = content | {
+        key: value for key, value in overrides.items() if value is not None or key in ("values", "group")
+    }
+    if "splits" in overrides and "layouts" in merged:
+        merged["layouts"] = [layout | {"splits": overrides["splits"]} for layout in _fitting(merged, overrides)]
+    card = _card(Path(name).stem if home else name, merged)
+    if root is not None:
+        return replace(card, root=str(Path(root).expanduser()))
+    if home and card.root and "root" not in overrides:
+        return replace(card, root=str(home / Path(card.root).expanduser()))
+    return card
+
+
+def list_cards(pattern: str = "*") -> list[str]:
+    """Names of the package's cards that match (fnmatch, or a part of the name), sorted."""
+    names = (entry.name.removesuffix(".yaml") for entry in resources.files("zoo.cards").iterdir())
+    found = sorted(name for name in names if not name.startswith("__"))
+    return [name for name in found if fnmatch.fnmatch(name, pattern) or pattern in name]
+
+
+def _read(name: str) -> tuple[dict[str, Any], Path | None]:
+    """The YAML's content, and the folder it lies in where it is a user's own."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UserError(f"There is no data card {name}.")
+        text, home = path.read_text(encoding="utf-8"), path.parent
+    else:
+        if name not in list_cards():
+            raise UserError(
+                f"There is no data card {name!r}{nearest(name, list_cards()) or '.'} `zoo list data` shows them all;"
+                " a path to a .yaml is a card too, and `folder` reads any folder with images/ and masks/."
+            )
+        text, home = (resources.files("zoo.cards") / f"{name}.yaml").read_text(encoding="utf-8"), None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"The data card {name} is no valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"The data card {name} holds no keys; it needs at least images and masks.")
+    return content, home
+
+
+def _check_keys(content: Mapping[str, Any], where: str, allowed: tuple[str, ...] = KEYS) -> None:
+    for key in content:
+        if key not in allowed:
+            hint = nearest(key, allowed) or f"; keys are {', '.join(allowed)}."
+            raise UserError(f"The {where} has the unknown key {key!r}{hint}")
+
+
+def _fitting(merged: dict[str, Any], overrides: dict[str, Any]) -> list[dict[str, Any]]:
+    """The layouts that can serve the given splits: folders need {split} in the pattern, a seed or list does not."""
+    train = overrides["splits"].get("train") if isinstance(overrides["splits"], dict) else None
+    by_folder = isinstance(train, str) and not train.endswith(".txt")
+    return [one for one in merged["layouts"] if ("{split}" in str(one.get("images", ""))) == by_folder]
+
+
+def _card(name: str, content: dict[str, Any]) -> Card:
+    where = f"data card {name!r}"
+    for key in ("images", "masks", "classes"):
+        if key in content:
+            content[key] = _texts(content[key], f"{key} of the {where}")
+    for pattern in (*content.get("images", ()), *content.get("masks", ())):
+        if "{name}" not in pattern:
+            raise UserError(
+                f"The {where} has the pattern {pattern!r} without {{name}}; write it like images/{{name}}.*"
+            )
+    layouts = []
+    for layout in content.pop("layouts", None) or ():
+        _check_keys(layout, f"layout of the {where}", LAYOUT_KEYS)
+        layouts.append({k: v if k == "splits" else _texts(v, f"{k} of the {where}") for k, v in layout.items()})
+    content["colors"] = tuple(_rgb(color, where) for color in content.get("colors") or ())
+    content["intensity"] = dict(content.get("intensity") or {})
+    card = Card(name=name, layouts=tuple(layouts), **content)
+    for one in (card.splits, *(layout.get("splits", card.splits) for layout in layouts)):
+        _check_splits(one, where)
+    if card.group is not None:
+        try:
+            re.compile(card.group)
+        except re.error as error:
+            raise UserError(f"group of the {where} is {card.group!r}, no regular expression: {error}.") from None
+    return _counted(card, where)
+
+
+def _counted(card: Card, where: str) -> Card:
+    """The card with its number of classes, where the card itself says it; classes and values agree."""
+    number = card.num_classes if card.num_classes is not None else len(card.classes) or None
+    top = parse_values(card.values).top
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+        raise UserError(f"num_classes of the {where} is {number!r}; give 1 for binary, else the number of classes.")
+    if card.classes and number != len(card.classes):
+        raise UserError(f"The {where} names {len(card.classes)} classes, but num_classes is {number}; make them agree.")
+    if number is None and top is not None:
+        number = 1 if top <= 1 else top + 1
+    if number is not None and top is not None and top >= max(number, 2):
+        raise UserError(f"values of the {where} give class {top}, but there are {number} classes (ids start at 0).")
+    return replace(card, num_classes=number)
+
+
+def _check_splits(splits: object, where: str) -> None:
+    if not isinstance(splits, dict):
+        raise UserError(
+            f"splits of the {where} is {splits!r}; give a mapping such as {{seed: 0, val: 0.1, test: 0.1}}."
+        )
+    shares = 0.0
+    for name, choices in splits.items():
+        for choice in choices if isinstance(choices, list | tuple) else [choices]:
+            number = isinstance(choice, int | float) and not isinstance(choice, bool)
+            if name == "seed":
+                if not isinstance(choice, int) or isinstance(choice, bool):
+                    raise UserError(f"splits.seed of the {where} is {choice!r}; give an integer.")
+            elif number and (name == "train" or not 0 < choice < 1):
+                raise UserError(
+                    f"splits.{name} of the {where} is {choice!r}; give a share between 0 and 1 (train takes the rest)."
+                )
+            elif not number and not isinstance(choice, str):
+                raise UserError(f"splits.{name} of the {where} is {choice!r}; give a folder, a .txt or a share.")
+            elif number:
+                shares += choice
+    if shares >= 1:
+        raise UserError(f"The shares in splits of the {where} sum to {shares:g}; leave some images for train.")
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+        raise UserError(f"{what[0].upper()}{what[1:]} is {value!r}; give a text or a list of texts.")
+    return tuple(values)
+
+
+def _rgb(color: object, where: str) -> Color:
+    parts = list(color) if isinstance(color, list | tuple) else []
+    if len(parts) != 3 or not all(isinstance(p, int) and 0 <= p <= 255 for p in parts):
+        raise UserError(f"colors of the {where} has {color!r}; give three numbers from 0 to 255.")
+    return parts[0], parts[1], parts[2]

@@ -1,0 +1,87 @@
+"""One image file into an array: Pillow where it keeps the depth, OpenCV for 16-bit and float colour, .npy by NumPy."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from zoo.errors import UserError
+
+ORIENTATION = 0x0112  # the EXIF tag
+DEEP = ("RGB", "RGBA", "RGBX", "LA", "CMYK")  # modes that Pillow cuts to 8 bits
+
+
+def read_stored(path: str | Path) -> tuple[np.ndarray, int]:
+    """(the file's values as stored (H, W) or (H, W, C), EXIF orientation 1 to 8); the first page of several.
+
+    uint8, uint16, int32, float32 or, for .npy, any number; 1-bit files are 0 and 255, palettes and CMYK become RGB
+    (RGBA where the palette has transparency). Raises UserError for what is missing, truncated or no image.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npy":
+        return _read_npy(path), 1
+    try:
+        with Image.open(path) as image:
+            deep = image.mode in DEEP and ";16" in str(image.tile)  # the raw mode, which loading forgets
+            image.load()  # here a truncated file shows
+            orientation = image.getexif().get(ORIENTATION, 1)
+            return (_read_cv2(path) if deep else pil_values(image)), orientation
+    except UnidentifiedImageError:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            return _read_cv2(path), 1
+        raise UserError(f"{path} is no image that can be read; replace it or take it out.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise unreadable(path, error) from None
+
+
+def pil_values(image: Image.Image) -> np.ndarray:
+    """A PIL image's values (H, W) or (H, W, C), palettes and rarer modes as RGB, 1-bit as 0 and 255."""
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    elif image.mode not in ("L", "LA", "RGB", "RGBA", "I", "F") and not image.mode.startswith("I;16"):
+        image = image.convert("RGB")
+    return np.array(image)
+
+
+def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """The array (H, W, ...) turned as the EXIF orientation says, so that it is seen as a viewer shows it."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """The sentence for a file that exists in part or not at all."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"There is no file {path}.")
+    return UserError(f"{path} can't be read ({error}); it may be truncated: replace it or take it out.")
+
+
+def _read_cv2(path: Path) -> np.ndarray:
+    import cv2
+
+    array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise UserError(f"{path} is no image that can be read; replace it or take it out.")
+    if array.ndim == 3 and array.shape[2] in (3, 4):
+        array = array[..., [2, 1, 0, 3][: array.shape[2]]]  # OpenCV gives blue first
+    return np.ascontiguousarray(array)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, Warning) as error:
+        raise unreadable(path, error) from None
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.dtype.kind not in "buif":
+        raise UserError(f"{path} holds no numbers of shape (H, W) or (H, W, C); save the array of one image.")
+    return array.astype(np.float32) if array.dtype == np.float64 else array
