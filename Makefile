@@ -15,8 +15,10 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 	@touch $@
 
 demo: .venv/ready
-	@$(BIN)/zoo train segmentation/demo
-	@$(BIN)/zoo predict runs/segmentation/demo/latest examples -o predictions/demo
+	$(BIN)/zoo train segmentation/demo --data.root runs/demo_data
+	$(BIN)/zoo test runs/segmentation/demo
+	$(BIN)/zoo predict runs/segmentation/demo runs/demo_data/images/test -o runs/demo_predictions
+	@echo "Look at the report: $$(ls -d runs/segmentation/demo/*/report.html | sort -V | tail -n 1)"
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -24,7 +24,7 @@ def add(commands: Any) -> Any:
         " Subfolders are mirrored.",
         epilog="exit code: 0; 1 where some images could not be read (the others are written); 2 for a mistake",
     )
-    command.add_argument("model", metavar="RUN", help="a run's or checkpoint's folder")
+    command.add_argument("model", metavar="RUN", help="a run's or checkpoint's folder, or a recipe's: its newest run")
     command.add_argument("inputs", metavar="INPUT", nargs="+", help="an image, a folder or a pattern like 'a/*/*.jpg'")
     command.add_argument("-o", "--out", metavar="OUT", required=True, type=Path, help="the folder to write into")
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")

@@ -26,7 +26,9 @@ def add_test(commands: Any) -> Any:
         description="Measure a run on the held-out images of its data, or of others: --data.root FOLDER.",
         usage="zoo test RUN [--split SPLIT] [--data.root FOLDER] [--data.key value ...]",
     )
-    command.add_argument("path", metavar="RUN", help="a run's folder, such as runs/segmentation/demo/1")
+    command.add_argument(
+        "path", metavar="RUN", help="a run's folder, runs/segmentation/demo/1, or a recipe's: its newest"
+    )
     command.add_argument("--split", help="a split of the data card (default: test)")
     command.set_defaults(run=test)
     return command
@@ -70,10 +72,16 @@ def test(args: argparse.Namespace) -> int:
 
 
 def find_run(name: str) -> Path:
-    """The folder of a run or checkpoint. Raises UserError with the runs that there are."""
+    """The folder of a run or checkpoint; of a recipe's folder, runs/RECIPE, its newest run that has a checkpoint.
+
+    Raises UserError with the runs that there are.
+    """
     path = Path(name)
     if (path / "config.json").is_file():
         return path
+    numbered = [config.parent for config in path.glob("*/config.json") if config.parent.name.isdigit()]
+    if numbered:
+        return max(numbered, key=lambda run: int(run.name))
     runs = sorted(str(config.parent) for config in Path("runs").glob("**/config.json"))
     below = [run for run in runs if Path(run).is_relative_to(path)]
     there = below or runs

@@ -1,0 +1,204 @@
+"""The two pictures of a run: how it went (curves) and what it sees (samples). Takes arrays and numbers, no tensors."""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+Color = Sequence[int]
+Rows = Sequence[Mapping[str, float]]
+
+WIDTH = 6.2  # inches: text of 9 points is still legible when a phone shows the picture at its own width
+LINES = ("#1f77b4", "#d1495b", "#2a9d8f", "#8d5fc4", "#e08e1b", "#6b7280")
+RIGHT, WRONG, EXTRA, MISSED = (235, 235, 235), (214, 40, 57), (240, 150, 20), (30, 100, 220)
+IGNORED = (120, 120, 120)
+INSET = 320  # pixels: the longest side of a picture in the figure
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with what is true and what was answered.
+
+    image: (H, W, C), uint8, or float of any range. truth, prediction: ids (H, W), or (K, H, W) bool where classes
+    overlap. ignore: the id in `truth` that does not count. name: written beside it.
+    """
+
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    ignore: int | None = 255
+    name: str = ""
+
+
+def curves(rows: Rows, path: str | Path, *, kept: int | None = None) -> Path:
+    """Loss and validation metrics by epoch as a PNG. rows: those of metrics.csv; kept: the checkpoint's epoch."""
+    losses = [name for name in _columns(rows) if name.startswith("train/")]
+    metrics = [name for name in _columns(rows) if name.startswith("val/") and "iou/" not in name]
+    figure = Figure(figsize=(WIDTH, 2.7 * (1 + bool(metrics))), dpi=160, layout="constrained")
+    panels = figure.subplots(1 + bool(metrics), 1, squeeze=False, sharex=True)[:, 0]
+    named = [(panels[0], losses, "training loss"), (panels[-1], metrics, "validation")][: 1 + bool(metrics)]
+    for panel, names, title in named:
+        # a total of one term is that term
+        shown = names if len(names) != 2 or title == "validation" else names[:1]
+        for name, color in zip(shown, LINES * 9, strict=False):
+            points = [(row["epoch"], row[name]) for row in rows if np.isfinite(row.get(name, np.nan))]
+            if points:
+                main = name in ("train/loss", "val/mean_iou")
+                panel.plot(
+                    *zip(*points, strict=True),
+                    color=color,
+                    label=name.partition("/")[2].replace("_", " "),
+                    linewidth=2 if main else 1.2,
+                    alpha=1 if main else 0.75,
+                    marker="o" if len(points) < 16 else None,
+                    markersize=3,
+                )
+        if kept is not None and len(rows) > 1:
+            panel.axvline(kept, color="#9ca3af", linewidth=1, linestyle="--", zorder=0)
+        panel.set_title(title, loc="left", fontsize=10)
+        panel.grid(color="#e5e7eb", linewidth=0.7)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=9)
+        if panel.get_legend_handles_labels()[1]:
+            panel.legend(fontsize=9, frameon=False)
+    if losses and min((row.get(name, np.nan) for row in rows for name in losses), default=0) >= 0:
+        panels[0].set_ylim(bottom=0)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    dashed = f" (dashed: {kept}, which is kept)" if kept is not None and len(rows) > 1 else ""
+    panels[-1].set_xlabel(f"epoch{dashed}", fontsize=9)
+    return _write(figure, path)
+
+
+def samples(found: Sequence[Sample], names: Sequence[str], colors: Sequence[Color], path: str | Path) -> Path:
+    """A row for each sample: image, truth, prediction, error; as a PNG.
+
+    names, colors (RGB, 0-255): one for each class; of the foreground alone in binary segmentation. A class named
+    "background" is left dark. Errors of one foreground class: too much and missed; else right and wrong.
+    """
+    binary = len(names) == 1
+    heights = [min(1.6, WIDTH / 4.1 * s.image.shape[0] / max(1, s.image.shape[1])) + 0.22 for s in found]
+    legend = 0.32 * (1 + (len(names) + 2) // 5) + 0.1
+    total = sum(heights) + legend + 0.25
+    figure = Figure(figsize=(WIDTH, total), dpi=200)
+    grid = figure.add_gridspec(
+        len(found), 4, height_ratios=heights, left=0.005, right=0.995, wspace=0.03, hspace=0.12,
+        bottom=legend / total, top=1 - 0.25 / total,
+    )  # fmt: skip
+    for row, sample in enumerate(found):
+        pictures = {
+            "image": picture(sample.image),
+            "truth": painted(sample.truth, names, colors, sample.ignore),
+            "prediction": painted(sample.prediction, names, colors, None),
+            "error": errors(sample, binary=binary),
+        }
+        for column, (title, pixels) in enumerate(pictures.items()):
+            panel = figure.add_subplot(grid[row, column])
+            panel.imshow(_shrunk(pixels, smooth=title == "image"), interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+            panel.spines[:].set_color("#d1d5db")
+            if row == 0:
+                panel.set_title(title, fontsize=10)
+            if title == "error":
+                panel.set_xlabel(
+                    f"{'IoU' if binary else 'mean IoU'} {mean_iou(sample, len(names)):.2f}", fontsize=8, labelpad=2
+                )
+            if title == "image" and sample.name:
+                panel.set_xlabel(sample.name[-24:], fontsize=7, labelpad=2)
+    marks = [(name, color) for name, color in zip(names, colors, strict=True) if name != "background"]
+    marks += [("too much", EXTRA), ("missed", MISSED)] if binary else [("wrong", WRONG)]
+    if any(s.ignore is not None and (s.truth == s.ignore).any() for s in found):
+        marks.append(("not counted", IGNORED))
+    columns = -(-len(marks) // -(-len(marks) // 5))  # at most five in a line, lines about equally long
+    handles = [
+        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*color), edgecolor="#9ca3af", label=name) for name, color in marks
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=9, frameon=False, handlelength=1.2)
+    return _write(figure, path)
+
+
+def picture(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 of an image with any number of channels; floats beyond [0, 1] are stretched to it."""
+    if image.dtype != np.uint8:
+        low, high = min(0.0, float(image.min(initial=0))), max(1.0, float(image.max(initial=1)))
+        image = ((image - low) / (high - low) * 255).round().astype(np.uint8)
+    return np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
+
+
+def painted(mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], ignore: int | None) -> np.ndarray:
+    """(H, W, 3) uint8: each class of `mask` in its colour, background dark, ignored pixels grey."""
+    canvas = np.full((*mask.shape[-2:], 3), 24, np.uint8)
+    if mask.ndim == 3:
+        layers = list(enumerate(mask.astype(bool)))
+    elif len(names) == 1:
+        layers = [(0, mask == 1)]
+    else:
+        layers = [(k, mask == k) for k in range(len(names)) if names[k] != "background"]
+    for k, where in layers:
+        canvas[where] = colors[k]
+    if ignore is not None and mask.ndim == 2:
+        canvas[mask == ignore] = IGNORED
+    return canvas
+
+
+def errors(sample: Sample, *, binary: bool) -> np.ndarray:
+    """(H, W, 3) uint8: where truth and prediction differ, over the pale image."""
+    grey = picture(sample.image).mean(axis=2, keepdims=True)
+    canvas = np.repeat(255 - (255 - grey) * 0.35, 3, axis=2).astype(np.uint8)
+    truth, prediction = sample.truth.astype(np.int64), sample.prediction.astype(np.int64)
+    if truth.ndim == 3:
+        canvas[(truth != prediction).any(axis=0)] = WRONG
+        return canvas
+    counts = np.ones_like(truth, dtype=bool) if sample.ignore is None else truth != sample.ignore
+    if binary:
+        canvas[(prediction == 1) & (truth == 0)] = EXTRA
+        canvas[(prediction == 0) & (truth == 1)] = MISSED
+    else:
+        canvas[(truth != prediction) & counts] = WRONG
+    canvas[~counts] = IGNORED
+    return canvas
+
+
+def mean_iou(sample: Sample, classes: int) -> float:
+    """The foreground's IoU in binary; else the mean over the classes that are in the truth or the prediction."""
+    truth, prediction = sample.truth, sample.prediction
+    if truth.ndim == 3:
+        pairs = list(zip(truth.astype(bool), prediction.astype(bool), strict=True))
+    else:
+        counts = np.ones(truth.shape, bool) if sample.ignore is None else truth != sample.ignore
+        ids = [1] if classes == 1 else range(classes)
+        pairs = [((truth == k) & counts, (prediction == k) & counts) for k in ids]
+    found = [(a & b).sum() / union for a, b in pairs if (union := (a | b).sum())]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _shrunk(pixels: np.ndarray, *, smooth: bool) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    scale = INSET / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    how = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(pixels).resize(size, how))
+
+
+def _columns(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _write(figure: Any, path: str | Path) -> Path:
+    path = Path(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(buffer.getvalue())
+    os.replace(aside, path)
+    return path

@@ -1,0 +1,231 @@
+"""What happens beside the training: the progress a person sees, the two tables, and the best checkpoint.
+
+Lightning calls callbacks in the order given: Tables (which closes the epoch's sums), Keep, Progress.
+"""
+
+import csv
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from zoo.training.loader import processes
+
+METRICS, TIMINGS = "metrics.csv", "timings.csv"
+
+
+class Tables(Callback):
+    """A row per epoch in metrics.csv, in which no clock stands, and in timings.csv.
+
+    metrics.csv: epoch, step (optimiser steps so far), lr (of the last step), train/<loss term> (a mean over the images)
+    and val/<metric>.
+    timings.csv: epoch, images (once for each rate), train_seconds, val_seconds, images_per_second (of training alone)
+    and waiting: the share of train_seconds without a batch, from the end of a step to the start of the next.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder  # None: another process writes
+        self.metrics: list[dict[str, Any]] = []
+        self.timings: list[dict[str, Any]] = []
+        self.rate = 0.0
+        self._reset(0.0)
+
+    def _reset(self, now: float) -> None:
+        self.now, self.images, self.training, self.waiting, self.measuring = now, 0, 0.0, 0.0, 0.0
+
+    def _lap(self) -> float:
+        before, self.now = self.now, time.perf_counter()
+        return self.now - before
+
+    @property
+    def images_per_second(self) -> float:
+        """Of all processes, in this epoch so far."""
+        return self.images * processes()[1] / self.training if self.training else 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        self._reset(time.perf_counter())
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, index: int) -> None:
+        lap = self._lap()
+        self.waiting += lap
+        self.training += lap
+        self.rate = trainer.optimizers[0].param_groups[0]["lr"]  # schedules move it on before the step's end
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.images += len(batch["image"])
+        self.training += self._lap()
+
+    def on_validation_start(self, trainer: Trainer, module: Any) -> None:
+        if module.device.type == "cuda":  # steps still under way belong to the training
+            torch.cuda.synchronize(module.device)
+        self.training += self._lap()
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        self.measuring += self._lap()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        module.reduce_terms()  # waits for the device
+        self.training += self._lap()
+        epoch = trainer.current_epoch + 1
+        self.metrics.append(
+            {"epoch": epoch, "step": trainer.global_step, "lr": self.rate}
+            | {f"train/{name}": value for name, value in module.terms.items()}
+            | {f"val/{name}": value for name, value in module.scores.items()}
+        )
+        self.timings.append(
+            {
+                "epoch": epoch,
+                "images": self.images * processes()[1],
+                "train_seconds": self.training,
+                "val_seconds": self.measuring,
+                "images_per_second": self.images_per_second,
+                "waiting": self.waiting / self.training,
+            }
+        )
+        if self.folder:
+            write_table(self.folder / METRICS, self.metrics, digits=9)
+            write_table(self.folder / TIMINGS, self.timings, digits=4)
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], *, digits: int) -> None:
+    """Write rows as CSV, aside and then renamed; a row without a column has an empty cell there."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            cells = [row.get(name, "") for name in columns]
+            writer.writerow([f"{cell:.{digits}g}" if isinstance(cell, float) else cell for cell in cells])
+    os.replace(aside, path)
+
+
+class Keep(Callback):
+    """Saves the model after each epoch whose `monitor` is the best so far (more is better), or after every epoch.
+
+    monitor: a validation metric, None = every epoch, so that the last one stays. epoch, score: of what is saved.
+    """
+
+    def __init__(self, folder: Path | None, monitor: str | None):
+        self.folder, self.monitor = folder, monitor
+        self.epoch: int | None = None
+        self.score = math.nan
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        score = math.nan if self.monitor is None else module.scores.get(self.monitor, math.nan)
+        # an epoch without a score is worse than any with one, and gives way to the next
+        if self.monitor is None or math.isnan(self.score) or score > self.score:
+            self.epoch, self.score = trainer.current_epoch + 1, score
+            if self.folder:
+                module.model.save(self.folder)
+
+
+class Show(Callback):
+    """The progress a person sees: a bar on a terminal, else a plain line every `every` seconds; a line per epoch."""
+
+    def __init__(self, console: Console, tables: Tables, keep: Keep, *, every: float = 30.0):
+        self.console, self.tables, self.keep, self.every = console, tables, keep, every
+        self.bar: Progress | None = None
+        self.began = self.said = 0.0
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        self.began = self.said = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        self._start(f"epoch {trainer.current_epoch + 1}{_of(trainer.max_epochs)}", trainer.num_training_batches)
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        done, total = index + 1, trainer.num_training_batches
+        if self.bar:
+            self.bar.advance(self.bar.task_ids[0])
+        if not self._due(1.0 if self.bar else self.every) or done == total:
+            return
+        facts = f"loss {module.mean_loss():.4f}, {self.tables.images_per_second:.3g} images/s"
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], facts=facts)
+        else:
+            epoch = f"epoch {trainer.current_epoch + 1}{_of(trainer.max_epochs)}"
+            self.console.print(f"{epoch}, step {done}/{total}: {facts}")
+
+    def on_validation_start(self, trainer: Trainer, module: Any) -> None:
+        self._start("validation", sum(int(n) for n in trainer.num_val_batches))
+
+    def on_validation_batch_end(self, trainer: Trainer, module: Any, *rest: Any) -> None:
+        self._measured(module, "validation")
+
+    def on_test_start(self, trainer: Trainer, module: Any) -> None:
+        self.said = time.perf_counter()
+        self._start("test", sum(int(n) for n in trainer.num_test_batches))
+
+    def on_test_batch_end(self, trainer: Trainer, module: Any, *rest: Any) -> None:
+        self._measured(module, "test")
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        self._stop()
+        if self.tables.metrics:
+            self.console.print(self._epoch(trainer, module))
+        self.said = time.perf_counter()
+
+    def on_test_end(self, trainer: Trainer, module: Any) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
+        self._stop()
+
+    def _epoch(self, trainer: Trainer, module: Any) -> str:
+        row, timing = self.tables.metrics[-1], self.tables.timings[-1]
+        facts = [f"loss {row.get('train/loss', math.nan):.4f}"]
+        if name := self.keep.monitor if self.keep.monitor in module.scores else next(iter(module.scores), None):
+            best = " (best so far)" if self.keep.monitor and self.keep.epoch == row["epoch"] else ""
+            facts.append(f"{name} {module.scores[name]:.4f}{best}")
+        facts.append(f"{timing['images_per_second']:.3g} images/s")
+        facts.append(clock(timing["train_seconds"] + timing["val_seconds"]))
+        left = (time.perf_counter() - self.began) / row["epoch"] * ((trainer.max_epochs or 0) - row["epoch"])
+        if left > 0:
+            facts.append(f"about {clock(left)} left")
+        return f"epoch {row['epoch']}{_of(trainer.max_epochs)}: {', '.join(facts)}"
+
+    def _measured(self, module: Any, what: str) -> None:
+        if self.bar:
+            self.bar.advance(self.bar.task_ids[0])
+        elif self._due(self.every):
+            self.console.print(f"{what}: {module.images} images measured")
+
+    def _start(self, what: str, total: float) -> None:
+        self._stop()
+        if not self.console.is_terminal:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        facts = TextColumn("{task.fields[facts]}")
+        self.bar = Progress(*columns, facts, console=self.console, transient=True, refresh_per_second=4)
+        self.bar.add_task(what, total=None if math.isinf(total) else total, facts="")
+        self.bar.start()
+
+    def _stop(self) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def _due(self, every: float) -> bool:
+        if (now := time.perf_counter()) - self.said < every:
+            return False
+        self.said = now
+        return True
+
+
+def clock(seconds: float) -> str:
+    """ "0.4 s", "41 s", "3 min 20 s" or "2 h 5 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _of(total: int | None) -> str:
+    return f"/{total}" if total and total > 0 else ""

@@ -1,0 +1,200 @@
+"""Loaders: what is random about a sample depends on (seed, epoch, sample) alone, not on workers, ranks or order.
+
+The sampler hands the data set keys (epoch, index); the data set seeds its transforms from them.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from zoo.errors import UserError
+
+Batch = dict[str, Any]
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Keys (epoch, index) of this process's share of a data set of `size` samples.
+
+    shuffle=True (training): a permutation drawn from (seed, epoch); every process gets equally many, for which the
+    permutation's beginning is used again where `size` is no multiple of the number of processes. Neighbours go to
+    different processes, so that a global batch is the same for any number of them. shuffle=False (evaluation): in
+    order, each sample exactly once over all processes.
+    """
+
+    def __init__(self, size: int, *, seed: int = 0, shuffle: bool = True):
+        self.size, self.seed, self.shuffle = size, seed, shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next pass (Lightning calls this through `loader.sampler`)."""
+        self.epoch = epoch
+
+    def indices(self) -> list[int]:
+        """This process's indices, in the epoch's order."""
+        rank, world = processes()
+        if not self.shuffle:
+            return list(range(rank, self.size, world))
+        # numbers that follow one another give unrelated permutations only after mixing: hash() of ints is not enough
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        return [order[i % self.size] for i in range(rank, -(-self.size // world) * world, world)]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        return iter([(epoch, index) for index in self.indices()])
+
+    def __len__(self) -> int:
+        rank, world = processes()
+        return -(-self.size // world) if self.shuffle else len(range(rank, self.size, world))
+
+
+class Rates:
+    """A loader that hands out each batch of `loader` at several sizes, in the order of `rates`; each is a step.
+
+    The size at rate r is round(side * r / 32) * 32, image and mask resized from the batch (bilinear,
+    align_corners=True; ids by nearest), untouched at rate 1. Source: PraNet's training (Fan et al. 2020).
+    """
+
+    def __init__(self, loader: DataLoader[Batch], rates: Sequence[float]):
+        if not rates or min(rates) <= 0:
+            raise UserError(f"data.rates is {list(rates)}; give positive numbers such as [0.75, 1, 1.25], or null.")
+        self.loader, self.rates = loader, tuple(rates)
+
+    @property
+    def sampler(self) -> Any:
+        return self.loader.sampler
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            for rate in self.rates:
+                yield batch if rate == 1 else rescaled(batch, rate)
+
+    def __len__(self) -> int:
+        return len(self.loader) * len(self.rates)
+
+
+def rescaled(batch: Batch, rate: float) -> Batch:
+    """The batch with its image (B,C,H,W) and mask (B,H,W) or (B,K,H,W) at sides of round(side * rate / 32) * 32."""
+    height, width = batch["image"].shape[-2:]
+    size = tuple(max(1, round(side * rate / 32)) * 32 for side in (height, width))
+    return {**batch, "image": _smooth(batch["image"], size), "mask": _resized_mask(batch["mask"], size)}
+
+
+def _smooth(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+def _resized_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
+    if mask.is_floating_point():
+        return _smooth(mask, size)
+    planes = mask if mask.ndim == 4 else mask[:, None]
+    # float64 holds every id exactly; interpolate takes no integers
+    planes = F.interpolate(planes.double(), size, mode="nearest-exact").to(mask.dtype)
+    return planes if mask.ndim == 4 else planes[:, 0]
+
+
+def train_loader(
+    dataset: Dataset[Batch],
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    seed: int = 0,
+    rates: Sequence[float] | None = None,
+) -> DataLoader[Batch] | Rates:
+    """Shuffled batches of equally sized samples; the last, smaller one is kept unless it is a single sample.
+
+    Raises UserError where the data set is smaller than one batch over all processes.
+    """
+    size = len(dataset)  # type: ignore[arg-type]  # torch declares no __len__
+    if size < batch_size:
+        raise UserError(
+            f"The training split has {size} image{'s' * (size != 1)}, fewer than one batch;"
+            f" set --data.batch_size to at most {size} (now {batch_size})."
+        )
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(size, seed=seed),
+        drop_last=batch_size > 1 and size % batch_size == 1,  # BatchNorm has no statistics of one pooled sample
+        collate_fn=one_size,
+        **_workers(num_workers),
+    )
+    return Rates(loader, rates) if rates else loader
+
+
+def eval_loader(
+    dataset: Dataset[Batch], *, batch_size: int, pixels: int, num_workers: int = 0
+) -> DataLoader[list[Batch]]:
+    """Lists of batches at the images' original sizes, in order: neighbours of equal size lie in one batch.
+
+    A batch holds at most `batch_size` images and `pixels` pixels in all (a single image may have more).
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    loader: DataLoader[list[Batch]] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # collating makes lists of its items
+        batch_size=batch_size,
+        sampler=EpochSampler(size, shuffle=False),
+        collate_fn=EqualSizes(pixels),
+        **_workers(num_workers),
+    )
+    return loader
+
+
+def one_size(samples: list[Batch]) -> Batch:
+    """A batch of samples of one size. Raises UserError where sizes differ, since a training batch is one tensor."""
+    sizes = sorted({tuple(sample["image"].shape[-2:]) for sample in samples})
+    if len(sizes) > 1:
+        first, last = ("x".join(map(str, size)) for size in (sizes[0], sizes[-1]))
+        raise UserError(
+            f"Training images differ in size ({first} and {last}); set --data.size '[352, 352]' to train on one size,"
+            " or --data.batch_size 1."
+        )
+    batch: Batch = default_collate(samples)
+    return batch
+
+
+class EqualSizes:
+    """Collates samples into a list of batches: runs of equally sized images with at most `pixels` pixels each."""
+
+    def __init__(self, pixels: int):
+        self.pixels = pixels
+
+    def __call__(self, samples: list[Batch]) -> list[Batch]:
+        runs: list[list[Batch]] = []
+        for sample in samples:
+            shape = sample["image"].shape
+            fits = runs and runs[-1][0]["image"].shape == shape
+            if fits and (len(runs[-1]) + 1) * shape[-2] * shape[-1] <= self.pixels:
+                runs[-1].append(sample)
+            else:
+                runs.append([sample])
+        return [default_collate(run) for run in runs]
+
+
+def processes() -> tuple[int, int]:
+    """(rank, number of processes) of the running group; (0, 1) outside of one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _workers(number: int) -> dict[str, Any]:
+    return dict(
+        num_workers=number,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=number > 0,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(worker: int) -> None:
+    """A worker is one of many: threads inside each of them would fight for the same cores."""
+    torch.set_num_threads(1)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(0)

@@ -1,0 +1,83 @@
+"""What surrounds a training: one process that speaks, libraries that keep quiet, and errors as sentences."""
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+
+from zoo.errors import UserError
+from zoo.training.recipe import Recipe
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks, known before the processes have found each other."""
+    return not any(int(os.environ.get(key) or 0) for key in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def create_console() -> Console:
+    """The console of the first process; those of the others print nothing."""
+    return Console(quiet=not is_first(), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning's advertising, hints and warnings that are no news here are not printed; errors are."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(lightning|torchmetrics)(\.|$)")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*`lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`.*")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C stays a KeyboardInterrupt: Lightning turns it into exit code 1 and ignores further ones."""
+    main, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def sentences(recipe: Recipe) -> Iterator[None]:
+    """Errors of workers, Lightning and the device as sentences for whoever wrote the recipe."""
+    try:
+        yield
+    except UserError as error:
+        # torch wraps a worker's error in the traceback of the worker; the last line of it is the sentence
+        head, found, sentence = str(error).rpartition("zoo.errors.UserError: ")
+        if found and head.startswith("Caught"):
+            raise UserError(sentence.strip()) from None
+        raise
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"The device's memory is full; lower data.batch_size (now {recipe.data.batch_size}) or data.size."
+        ) from None
+    except MisconfigurationException as error:
+        raise UserError(f"The recipe's trainer keys do not fit: {one_line(error)}") from None
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without its line breaks, or its name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
