@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from zoo.cli.train import find_run
+
 LIGHT = """
 import atexit, sys
 heavy = ("torch", "timm", "lightning", "torchmetrics", "albumentations", "matplotlib", "torchvision")
@@ -114,9 +116,17 @@ def test_a_run_that_does_not_exist_is_answered_with_those_that_do(tmp_path):
     done = zoo("test", "runs/segmentation/demo/2", cwd=tmp_path)
     assert done.returncode == 2
     assert "Runs here: runs/segmentation/demo/1." in done.stderr
-    below = zoo("predict", "runs/segmentation/demo", "x.png", "-o", "out", cwd=tmp_path)
-    assert "is no run or checkpoint" in below.stderr
-    assert "runs/segmentation/demo/1" in below.stderr
+    above = zoo("predict", "runs/segmentation", "x.png", "-o", "out", cwd=tmp_path)
+    assert "is no run or checkpoint" in above.stderr
+    assert "runs/segmentation/demo/1" in above.stderr
+
+
+def test_a_recipes_folder_stands_for_its_newest_run_with_a_checkpoint(tmp_path):
+    for number in ("2", "10", "11"):
+        (tmp_path / number).mkdir()
+    for number in ("2", "10"):
+        (tmp_path / number / "config.json").write_text("{}")
+    assert find_run(str(tmp_path)) == tmp_path / "10"
 
 
 def test_a_reader_that_stops_early_is_no_error(tmp_path):

@@ -139,9 +139,13 @@ def test_an_image_above_the_limit_of_pixels_is_measured_alone():
 
 
 def test_errors_are_sentences():
-    with pytest.raises(UserError, match=r"3 images.*at most 3 \(now 8\)"):
-        train_loader(Numbers([(8, 8)] * 3), batch_size=8)
     with pytest.raises(UserError, match=r"differ in size.*--data\.size"):
         list(train_loader(Numbers([(8, 8), (8, 4)]), batch_size=2))
     with pytest.raises(UserError, match=r"data\.rates"):
         train_loader(Numbers([(8, 8)] * 3), batch_size=2, rates=[0.5, -1])
+
+
+@pytest.mark.parametrize(("images", "batches"), [(1, [1]), (3, [3]), (8, [8]), (9, [8]), (10, [8, 2])])
+def test_a_small_split_gives_small_batches_but_none_of_a_single_left_over(images, batches):
+    loader = train_loader(Numbers([(8, 8)] * images), batch_size=8)
+    assert [len(batch["image"]) for batch in loader] == batches

@@ -27,6 +27,7 @@ def write(folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, 
     try:
         save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, aside[WEIGHTS])
         aside[CONFIG].write_text(json.dumps(config, indent=2) + "\n")
+        os.chmod(aside[WEIGHTS], aside[CONFIG].stat().st_mode)  # safetensors lets nobody else read
         for name in (CONFIG, WEIGHTS):  # the weights last: a folder without them is no checkpoint
             os.replace(aside[name], folder / name)
     finally:

@@ -26,9 +26,7 @@ def add_test(commands: Any) -> Any:
         description="Measure a run on the held-out images of its data, or of others: --data.root FOLDER.",
         usage="zoo test RUN [--split SPLIT] [--data.root FOLDER] [--data.key value ...]",
     )
-    command.add_argument(
-        "path", metavar="RUN", help="a run's folder, runs/segmentation/demo/1, or a recipe's: its newest"
-    )
+    command.add_argument("path", metavar="RUN", help="a run's folder, or a recipe's, runs/RECIPE: its newest run")
     command.add_argument("--split", help="a split of the data card (default: test)")
     command.set_defaults(run=test)
     return command

@@ -107,21 +107,13 @@ def train_loader(
     seed: int = 0,
     rates: Sequence[float] | None = None,
 ) -> DataLoader[Batch] | Rates:
-    """Shuffled batches of equally sized samples; the last, smaller one is kept unless it is a single sample.
-
-    Raises UserError where the data set is smaller than one batch over all processes.
-    """
+    """Shuffled batches of equally sized samples; the last, smaller one is kept unless it is a single sample."""
     size = len(dataset)  # type: ignore[arg-type]  # torch declares no __len__
-    if size < batch_size:
-        raise UserError(
-            f"The training split has {size} image{'s' * (size != 1)}, fewer than one batch;"
-            f" set --data.batch_size to at most {size} (now {batch_size})."
-        )
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=EpochSampler(size, seed=seed),
-        drop_last=batch_size > 1 and size % batch_size == 1,  # BatchNorm has no statistics of one pooled sample
+        drop_last=size > 1 < batch_size and size % batch_size == 1,  # BatchNorm has no statistics of one pooled sample
         collate_fn=one_size,
         **_workers(num_workers),
     )

@@ -252,6 +252,8 @@ def _notes(recipe: Recipe, data: Splits, model: Model) -> Iterator[str]:
             f"the model resizes every image to {_by(model.input_size)} when it answers, but trains on {_by(size)};"
             " set data.size or model.input_size to make them equal."
         )
+    if data.images["train"] < recipe.data.batch_size:
+        yield f"there are but {data.images['train']} training images, so batches are of that size."
     if recipe.monitor and "val" not in data.images:
         yield "the data has no val split, so the last epoch is kept."
 
