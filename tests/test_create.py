@@ -61,7 +61,8 @@ def test_a_saved_model_loads_in_eval_mode_and_answers_the_same(tmp_path):
 def test_independent_classes_reach_the_decoder():
     task = {"name": "segmentation", "mode": "multilabel"}
     model = zoo.create_model("reverse_attention", encoder="resnet10t", task=task, num_classes=3)
-    assert model.config["decoder"]["exclusive"] is False
+    assert model.decoder.exclusive is False
+    assert "exclusive" not in model.config["decoder"]
 
 
 def test_weights_of_a_checkpoint_folder_or_file_go_into_a_model(tmp_path):
@@ -93,7 +94,12 @@ def test_one_output_matches_in_and_out_of_a_batch():
         (dict(decoder="unet", encoder="resnet10t", num_classes=0), ["num_classes is 0"]),
         (dict(decoder="unet", encoder="resnet10t", in_channels="3"), ["in_channels is '3'"]),
         (dict(decoder="unet", encoder="resnet10t", input_size=[352]), ["input_size is [352]"]),
-        (dict(decoder="unet", encoder="resnet10t", mean=[0.5]), ["mean has 1 values for 3 channels"]),
+        (
+            dict(decoder="unet", encoder="resnet10t", mean=[0.5]),
+            ["mean is [0.5]; give a number for each of the 3 channels"],
+        ),
+        (dict(decoder="unet", encoder="resnet10t", input_size=352), ["input_size is 352"]),
+        (dict(decoder="unet", encoder="resnet10t", std=[1, 0, 1]), ["std is [1, 0, 1]"]),
         (dict(decoder="unet", encoder="resnet10t", pyramid=0), ["pyramid rule 0"]),
         (dict(decoder="unet", encoder="resnet10t", weights="nowhere.pth"), ["nowhere.pth"]),
     ],
@@ -126,6 +132,11 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_keys(tmp_path):
         zoo.load_model(tmp_path)
     with pytest.raises(UserError, match="no checkpoint at"):
         zoo.load_model(tmp_path / "nothing")
+
+
+def test_an_unknown_task_is_named_in_lists():
+    with pytest.raises(UserError, match="'segmentatoin' - did you mean 'segmentation'"):
+        zoo.list_models(task="segmentatoin")
 
 
 def test_lists_take_patterns_and_tasks():

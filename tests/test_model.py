@@ -1,5 +1,6 @@
 """One function from pixels to answers: forward, answer and predict agree, on anything a person has."""
 
+import copy
 import pickle
 import types
 
@@ -75,6 +76,42 @@ def test_predict_leaves_the_model_as_it_is_and_sees_its_changes(model, photo):
     model.eval()
 
 
+def test_predict_sees_weights_written_through_data_and_draws_no_random_numbers(photo):
+    model = zoo.create_model("unet", encoder="resnet10t").eval()
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first = model.predict(photo).probabilities
+    assert torch.rand(1) == expected
+    model.decoder.head.weight.data.mul_(0)  # as averages of weights do; no version counts it
+    model.decoder.head.bias.data.fill_(0)
+    assert (model.predict(photo).probabilities == 0.5).all()
+    assert not (first == 0.5).all()
+
+
+def test_predict_works_on_models_made_in_inference_mode_and_in_half_precision(photo):
+    with torch.inference_mode():
+        model = zoo.create_model("unet", encoder="resnet10t").eval()
+        full = model.predict(photo).probabilities
+    half = model.to(torch.bfloat16).predict(photo).probabilities
+    np.testing.assert_allclose(half, full, atol=0.05)
+    tensor = torch.from_numpy(photo).permute(2, 0, 1).to(torch.bfloat16) / 255
+    assert model.predict(tensor).mask.shape == photo.shape[:2]
+
+
+@pytest.mark.parametrize("image", [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 3, 0, 8)])
+def test_forward_refuses_bytes_and_empty_images(model, image):
+    with pytest.raises(UserError, match="float images that are not empty"):
+        model(image)
+
+
+def test_a_copy_of_a_model_that_has_predicted_is_a_model_alone(model, photo):
+    expected = model.predict(photo).mask
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin._faster is None
+        np.testing.assert_array_equal(twin.predict(photo).mask, expected)
+
+
 def test_threshold_is_set_at_call_time(photo):
     model = zoo.create_model("unet", encoder="resnet10t")
     everything, nothing = model.predict(photo, threshold=0.0).mask, model.predict(photo, threshold=1.0).mask
@@ -148,7 +185,7 @@ def test_mistakes_are_one_sentence(model, options, words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
 def test_a_device_that_is_not_there_is_named(model, photo):
-    with pytest.raises(UserError, match="finds no CUDA device"):
+    with pytest.raises(UserError, match="finds no device 'cuda'"):
         model.predict(photo, device="cuda")
 
 

@@ -36,7 +36,7 @@ def test_the_wheel_holds_recipes_and_cards_and_runs_from_another_folder(tmp_path
     assert installed.returncode == 0, installed.stderr
 
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    listed = run(sys.executable, "-m", "zoo", "list", "recipes", cwd=tmp_path, env=env)
+    listed = run(str(tmp_path / "site/bin/zoo"), "list", "recipes", cwd=tmp_path, env=env)
     assert "segmentation/pranet_folder" in listed.stdout, listed.stderr
     where = run(sys.executable, "-c", "import zoo; print(zoo.__file__)", cwd=tmp_path, env=env).stdout
     assert where.startswith(str(tmp_path / "site"))

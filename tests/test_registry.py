@@ -1,5 +1,8 @@
 """Parts by name: registration, refusal of doubles, plugins."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -73,8 +76,29 @@ def test_a_registered_model_fills_in_its_keys():
 @pytest.mark.usefixtures("clean")
 def test_names_are_given_once():
     zoo.register_decoder(Point)
-    with pytest.raises(UserError, match="'point' is registered already"):
-        zoo.register_decoder(Point)
+    zoo.register_decoder(Point)  # a notebook's cell, run again
+    for registering in (zoo.register_decoder(name="point"), zoo.register_model(task="segmentation", name="point")):
+        with pytest.raises(UserError, match="'point' is registered already"):
+            registering(Pool)
+
+
+@pytest.mark.usefixtures("clean")
+def test_an_option_without_a_default_must_be_given():
+    class Queries(Point):
+        def __init__(self, channels, num_outputs, *, queries: int):
+            super().__init__(channels, num_outputs)
+
+    zoo.register_decoder(name="queries")(Queries)
+    with pytest.raises(UserError, match="'queries' needs the option 'queries'"):
+        zoo.create_model("queries", encoder="resnet10t")
+    model = zoo.create_model("queries", encoder="resnet10t", decoder={"queries": 3})
+    assert model.config["decoder"] == {"name": "queries", "queries": 3}
+
+
+def test_built_in_parts_have_their_names_before_anyone_else():
+    code = "import zoo\ntry: zoo.register_decoder(name='unet')(dict)\nexcept zoo.UserError as e: print(e)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "'unet' is registered already" in told.stdout, told.stderr
 
 
 @pytest.mark.usefixtures("clean")
@@ -93,3 +117,16 @@ def test_plugins_register_through_entry_points(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint()] if group == "zoo.plugins" else [])
     registry.load_plugins.cache_clear()
     assert "from_plugin" in zoo.list_decoders()
+
+
+def test_a_plugin_that_does_not_load_is_named_and_left_out(monkeypatch):
+    class Broken:
+        name = "broken"
+
+        def load(self):
+            raise ImportError("no such module")
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Broken()])
+    registry.load_plugins.cache_clear()
+    with pytest.warns(UserWarning, match="'broken' does not load: ImportError"):
+        assert "unet" in zoo.list_decoders()

@@ -1,7 +1,21 @@
 """visionzoo: a zoo of vision encoder-decoder models. `import zoo` is free; each name below loads what it needs."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.create import (
+        convert_weights,
+        create_model,
+        list_decoders,
+        list_encoders,
+        list_models,
+        load_model,
+    )
+    from zoo.errors import UserError
+    from zoo.model import Model
+    from zoo.prediction import Prediction
+    from zoo.registry import register_decoder, register_encoder, register_model, register_task
 
 __version__ = "0.1.0"
 
@@ -21,12 +35,29 @@ _HOMES = {
     "UserError": "zoo.errors",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Model",
+    "Prediction",
+    "UserError",
+    "__version__",
+    "convert_weights",
+    "create_model",
+    "list_decoders",
+    "list_encoders",
+    "list_models",
+    "load_model",
+    "register_decoder",
+    "register_encoder",
+    "register_model",
+    "register_task",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    if name.startswith("register_"):
+        importlib.import_module("zoo.create")  # the built-in parts have their names before anyone else's
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -1,9 +1,8 @@
 """Assembly: names and options in, a model out; and a model back from its checkpoint."""
 
-import fnmatch
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -18,7 +17,16 @@ from zoo.checkpoints import folder as checkpoint
 from zoo.checkpoints.convert import convert
 from zoo.errors import UserError, nearest
 from zoo.model import Model
-from zoo.registry import DECODERS, MODELS, TASKS, Entry
+from zoo.registry import (
+    DECODERS,
+    ENCODERS,
+    MODELS,
+    TASKS,
+    Entry,
+    load_plugins,
+    matching,
+)
+from zoo.weights import read_state
 
 Part = str | Mapping[str, Any]
 
@@ -77,21 +85,22 @@ def create_model(
     if entry.tasks and the_task.name not in entry.tasks:
         fitting = ", ".join(DECODERS.names(the_task.name))
         raise UserError(f"The decoder {entry.name!r} does not serve the task {the_task.name!r}; these do: {fitting}.")
-    if "exclusive" in _options(entry):
-        spec.setdefault("exclusive", the_task.exclusive)
     spec |= _options(entry) | spec
     strides = entry.build.strides  # type: ignore[attr-defined]
     if callable(strides):
         strides = strides(**{k: v for k, v in spec.items() if k in inspect.signature(strides).parameters})
 
     config["encoder"] = spec = _part("encoder", config["encoder"])
+    if spec["name"] in ENCODERS.entries:
+        spec |= _options(ENCODERS.find(spec["name"])) | spec
     the_encoder = encoders.create_encoder(
         spec,
         in_channels=config["in_channels"],
         strides=tuple(strides),
         weights=str(encoder_weights) if isinstance(encoder_weights, Path) else encoder_weights,
     )
-    the_decoder = _build(entry, config["decoder"], the_encoder.channels, the_task.num_outputs)
+    told = {"exclusive": the_task.exclusive} if "exclusive" in inspect.signature(entry.build).parameters else {}
+    the_decoder = _build(entry, config["decoder"], the_encoder.channels, the_task.num_outputs, **told)
     for key in ("mean", "std"):
         config[key] = list(config[key] if config[key] is not None else getattr(the_encoder, key))
     config = json.loads(json.dumps({"name": name, **config, "pyramid": pyramid}))  # as a checkpoint will hold it
@@ -123,6 +132,7 @@ def convert_weights(name: str, state_dict: Mapping[str, Tensor], **overrides: An
     overrides: keys of `create_model` where the weights are not the named model's defaults (`num_classes=3`).
     Raises UserError that lists every unknown, missing or misshapen key.
     """
+    load_plugins()
     entry = MODELS.entries.get(name) or DECODERS.entries.get(name)
     if entry is None or not entry.keys:
         known = sorted(e.name for r in (MODELS, DECODERS) for e in r.entries.values() if e.keys)
@@ -136,22 +146,17 @@ def convert_weights(name: str, state_dict: Mapping[str, Tensor], **overrides: An
 
 def list_models(pattern: str = "", *, task: str | None = None) -> list[str]:
     """Names of the published models; pattern: a part of the name, or with * and ? the whole of it."""
-    return _matching(MODELS.names(task), pattern)
+    return matching(MODELS.names(task), pattern)
 
 
 def list_decoders(pattern: str = "", *, task: str | None = None) -> list[str]:
     """Names of the decoders, of those that serve `task` where one is given."""
-    return _matching(DECODERS.names(task), pattern)
+    return matching(DECODERS.names(task), pattern)
 
 
 def list_encoders(pattern: str = "", *, task: str | None = None) -> list[str]:
     """Names of the encoders: timm's architectures and what is registered beside them; any serves any task."""
-    return _matching(encoders.list_encoders(), pattern)
-
-
-def _matching(names: Iterable[str], pattern: str) -> list[str]:
-    pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    return fnmatch.filter(names, pattern)
+    return matching(encoders.list_encoders(), pattern)
 
 
 def _named(name: str) -> dict[str, Any]:
@@ -188,19 +193,30 @@ def _part(kind: str, part: Part | None) -> dict[str, Any]:
 
 
 def _options(entry: Entry) -> dict[str, Any]:
-    """The options of a part with their defaults: its keyword-only parameters."""
+    """The options of a part with their defaults: its keyword-only parameters. `exclusive` is the task's to say."""
     parameters = inspect.signature(entry.build).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    taken = ("exclusive", "weights")
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in taken and p.default is not p.empty
+    }
 
 
-def _build(entry: Entry, spec: Mapping[str, Any], *args: Any) -> Any:
+def _build(entry: Entry, spec: Mapping[str, Any], *args: Any, **told: Any) -> Any:
+    """The part, of its options in `spec` and of what it is told."""
     options = {key: value for key, value in spec.items() if key != "name"}
-    known = _options(entry)
+    parameters = inspect.signature(entry.build).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in told]
+    needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     for key in options:
         if key not in known:
             listed = ", ".join(known) or "none"
             raise UserError(f"{entry.name!r} has no option {key!r}{nearest(key, known) or '.'} Its options: {listed}.")
-    return entry.build(*args, **options)
+    for key in needed:
+        if key not in options:
+            raise UserError(f"{entry.name!r} needs the option {key!r}; give {{name: {entry.name}, {key}: ...}}.")
+    return entry.build(*args, **options, **told)
 
 
 def _check(config: dict[str, Any], pyramid: int) -> None:
@@ -209,25 +225,29 @@ def _check(config: dict[str, Any], pyramid: int) -> None:
         if not isinstance(config[key], int) or config[key] < 1:
             raise UserError(f"{key} is {config[key]!r}; it must be a whole number of at least 1.")
     size = config["input_size"]
-    if size is not None:
-        if isinstance(size, str) or len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
-            raise UserError(f"input_size is {size!r}; give [height, width] in pixels, or null for the image's own.")
-        config["input_size"] = list(size)
+    if size is not None and not (_numbers(size, 2) and all(isinstance(s, int) and s > 0 for s in size)):
+        raise UserError(f"input_size is {size!r}; give [height, width] in pixels, or null for the image's own.")
     for key in ("mean", "std"):
-        if config[key] is not None and len(config[key]) != config["in_channels"]:
-            raise UserError(
-                f"{key} has {len(config[key])} values for {config['in_channels']} channels; give one for each."
-            )
+        values, channels = config[key], config["in_channels"]
+        if values is not None and not _numbers(values, channels):
+            raise UserError(f"{key} is {values!r}; give a number for each of the {channels} channels.")
+    if config["std"] is not None and min(config["std"]) <= 0:
+        raise UserError(f"std is {config['std']!r}; pixels are divided by it, so each number is above 0.")
     if pyramid != PYRAMID:
         raise UserError(
             f"The model was made with pyramid rule {pyramid}; this version of visionzoo has rule {PYRAMID}."
         )
 
 
+def _numbers(values: Any, count: int) -> bool:
+    """Whether `values` is a sequence of that many numbers."""
+    return isinstance(values, list | tuple) and len(values) == count and all(isinstance(v, int | float) for v in values)
+
+
 def _whole_weights(model: Model, weights: str | Path) -> dict[str, Tensor]:
     """A state_dict for `model` from a checkpoint folder, a file of ours, or a file of the published system's."""
     path = Path(weights)
-    state = checkpoint.read(path)[1] if path.is_dir() else checkpoint.read_state(path)
+    state = checkpoint.read(path)[1] if path.is_dir() else read_state(path)
     name = model.config["name"] or model.config["decoder"]["name"]
     entry = MODELS.entries.get(name) or DECODERS.entries.get(name)
     ours = any(key in model.state_dict() for key in state)

@@ -4,6 +4,7 @@ Everything between is in here and in the config: resizing to `input_size`, norma
 Nobody outside a model resizes, normalises or thresholds for it.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from zoo import inference
 from zoo.checkpoints import folder as checkpoint
-from zoo.datasets.intensity import Intensity, find_images, read_image
+from zoo.datasets.intensity import Intensity, read_image
+from zoo.datasets.pixels import find_images
 from zoo.errors import UserError
 from zoo.layers import resize
 from zoo.prediction import Prediction, default_colors
@@ -56,6 +58,11 @@ class Model(nn.Module):
                 f"The model takes images (B, {self.mean.shape[1]}, H, W); this one is {tuple(image.shape)}."
                 " Set in_channels when you create the model, or add the batch dimension."
             )
+        if not image.is_floating_point() or 0 in image.shape:
+            raise UserError(
+                f"The model takes float images that are not empty; this one is {image.dtype} {tuple(image.shape)}."
+                " Divide bytes by 255, or give them to `predict`."
+            )
         x = (image - self.mean) / self.std
         if self.input_size and not self.training:
             x = resize(x, self.input_size, antialias=True)
@@ -91,33 +98,33 @@ class Model(nn.Module):
         are taken as they are. device: where to compute (default: where the model is). batch_size: images of equal size
         computed together. precision: "32", "bf16" or "16". num_workers: threads that read files ahead. failed: a list
         that takes the errors of images which cannot be read; they are then left out, and the others answered.
-        Runs in eval mode on a copy with BatchNorm folded (equal to 1e-5); the model itself is left as it is.
+        Runs in eval mode on a copy with BatchNorm folded, equal but for float32's rounding; the model is left as it is.
         Raises UserError for what is missing, is no image, is empty or has other channels than the model.
         """
+        if precision not in PRECISIONS:
+            raise UserError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
+        target = _device(device, self.mean.device)
         single = isinstance(files, Image.Image | np.ndarray | Tensor) or (
             isinstance(files, str | Path) and not Path(files).is_dir()
         )
         if single:
-            return next(self._predict([files], device, 1, precision, 0, threshold, None))  # type: ignore[list-item]
+            return next(self._predict([files], target, 1, precision, 0, threshold, None))  # type: ignore[list-item]
         sources = find_images(files) if isinstance(files, str | Path) else files
-        predictions = self._predict(sources, device, batch_size, precision, num_workers, threshold, failed)  # type: ignore[arg-type]
+        predictions = self._predict(sources, target, batch_size, precision, num_workers, threshold, failed)  # type: ignore[arg-type]
         return list(predictions) if isinstance(files, list | tuple) else predictions
 
     def _predict(
         self,
         sources: Iterable[Source],
-        device: str | torch.device | None,
+        target: torch.device,
         batch_size: int,
         precision: str,
         num_workers: int,
         threshold: float | None,
         failed: list[UserError] | None,
     ) -> Iterator[Prediction]:
-        if precision not in PRECISIONS:
-            raise UserError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
-        target = _device(device, self.mean.device)
         run = self._fast(target)
 
         def read(source: Source) -> tuple[Path | None, np.ndarray] | None:
@@ -133,7 +140,7 @@ class Model(nn.Module):
         for batch in inference.batches(images, batch_size, lambda item: item[1].shape):
             pixels = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(target)
             pixels = pixels.permute(0, 3, 1, 2)  # channels-last in memory, as `faster` likes it
-            image = pixels / 255 if pixels.dtype == torch.uint8 else pixels
+            image = (pixels / 255 if pixels.dtype == torch.uint8 else pixels).to(self.mean.dtype)
             kind = PRECISIONS[precision]
             with torch.inference_mode(), torch.autocast(target.type, kind or torch.bfloat16, enabled=kind is not None):
                 answer = self.task.answer(run(image), threshold)
@@ -152,20 +159,31 @@ class Model(nn.Module):
         if isinstance(source, Tensor):
             if source.ndim not in (2, 3):
                 raise UserError(f"A tensor to predict on is (C, H, W); this one is {tuple(source.shape)}.")
-            source = source.detach().cpu().numpy()
+            source = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
             source = source if source.ndim == 2 else source.transpose(1, 2, 0)
         path = Path(source) if isinstance(source, str | Path) else None
         return path, read_image(path or source, self.intensity, self.mean.shape[1])
 
     def _fast(self, device: torch.device) -> nn.Module:
-        """The faster equal of this model on `device`, made again whenever a weight has changed."""
-        state = [*self.parameters(), *self.buffers()]
-        key = (device, self.decoder.training, [(id(t), t._version) for t in state])
+        """The faster equal of this model on `device`, made again whenever the model has changed.
+
+        A change is seen in the weights themselves: versions and ids miss what writes through `.data`, as averages do.
+        """
+        exact = torch.float32 if self.mean.device.type == "mps" else torch.float64
+        state = [t.detach() for t in (*self.parameters(), *self.buffers())]
+        sums = torch.stack([t.to(exact).sum() for t in state] + [t.to(exact).norm() for t in state]).tolist()
+        key = (device, self.input_size, [(t.dtype, t.shape) for t in state], sums)
         if self._faster is None or self._faster[0] != key:
-            self._faster = None  # before the copy is made, or it would be copied too
-            example = torch.rand(1, self.mean.shape[1], 64, 96, device=self.mean.device, dtype=self.mean.dtype)
-            self._faster = (key, inference.faster(self, example).to(device))
+            small = copy.deepcopy(self).cpu()
+            small.input_size = None  # what is checked on a small image holds for a large one
+            example = torch.rand(1, self.mean.shape[1], 64, 96, generator=torch.Generator().manual_seed(0))
+            fast = inference.faster(small, example)
+            fast.input_size = self.input_size  # type: ignore[assignment]
+            self._faster = (key, fast.to(device))
         return self._faster[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_faster": None}  # neither copied nor pickled: it is made again where it is needed
 
     def save(self, folder: str | Path) -> Path:
         """Write `model.safetensors` and `config.json` into `folder`, aside first, then renamed; returns the folder."""
@@ -177,8 +195,9 @@ def _device(device: str | torch.device | None, default: torch.device) -> torch.d
         return default
     try:
         target = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"There is no device {str(device)!r}; use cpu, cuda, cuda:0, mps.") from None
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device is {str(device)!r}, but torch {torch.__version__} finds no CUDA device; use cpu.")
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        use = there or "cpu"
+        raise UserError(f"torch {torch.__version__} finds no device {str(device)!r} here; use {use}.") from None
     return target

@@ -2,7 +2,7 @@
 
 import colorsys
 import io
-import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from zoo.files import aside
+
 Color = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The answer for one image. `prediction.mask` and `prediction["mask"]` are the same array.
 
@@ -50,7 +52,8 @@ class Prediction:
         """Write `NAME.png` (class ids, uint8 or uint16) and `NAME_overlay.png`; returns the paths.
 
         Overlapping classes get a file each, `NAME_CLASS.png` with 0 and 1. probabilities: `NAME_probabilities.npz`
-        too. name: a file stem, may hold subfolders; by default the image's own, "prediction" for one from memory.
+        too. name: a file stem, may hold subfolders; by default the image's own, "prediction" for one from memory
+        (so give names where images of several folders may share one).
         Each file is written aside and then renamed.
         """
         stem = Path(folder) / (name or (self.path.stem if self.path else "prediction"))
@@ -58,10 +61,10 @@ class Prediction:
         mask = self.arrays["mask"]
         files: dict[str, Any] = {}
         if mask.ndim == 3:
-            names = self.class_names or [str(k) for k in range(len(mask))]
+            names = [re.sub(r"[^\w.-]+", "_", name) for name in self.class_names or map(str, range(len(mask)))]
             files |= {f"_{k}.png": Image.fromarray(m.astype(np.uint8)) for k, m in zip(names, mask, strict=True)}
         else:
-            files[".png"] = Image.fromarray(mask.astype(np.uint8 if mask.max(initial=0) < 256 else np.uint16))
+            files[".png"] = Image.fromarray(mask.astype(np.uint8 if len(self.probabilities) <= 256 else np.uint16))
         files["_overlay.png"] = self.overlay()
         if probabilities:
             files["_probabilities.npz"] = self.arrays["probabilities"]
@@ -101,13 +104,9 @@ def default_colors(count: int) -> list[Color]:
 
 
 def _write(path: Path, content: Image.Image | np.ndarray) -> Path:
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with aside(path) as temporary:
         if isinstance(content, Image.Image):
-            content.save(aside)
+            content.save(temporary)
         else:
-            np.savez_compressed(aside, probabilities=content)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+            np.savez_compressed(temporary, probabilities=content)
     return path

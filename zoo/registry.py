@@ -5,8 +5,10 @@ Packages can add parts through the entry point group `zoo.plugins`: each entry p
 or a function (called) that registers what it brings.
 """
 
+import fnmatch
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -22,7 +24,7 @@ class Entry:
     """What is known of one registered part without building it.
 
     tasks: names of the tasks it serves; empty = all. keys: rules that turn the official state_dict's keys into ours,
-    for a published model (see `zoo.convert_weights`).
+    for a published model (see `zoo.convert_weights`). weights: (official file, where its authors keep it).
     """
 
     name: str
@@ -32,6 +34,7 @@ class Entry:
     licence: str = ""
     weights_licence: str = ""
     keys: tuple[tuple[str, str], ...] = ()
+    weights: tuple[tuple[str, str], ...] = ()
 
     @property
     def summary(self) -> str:
@@ -45,15 +48,18 @@ class Registry:
     def __init__(self, kind: str):
         self.kind = kind
         self.entries: dict[str, Entry] = {}
+        self.rivals: list[Registry] = []  # whose names may not be given here either
 
     def add(self, build: Callable[..., Any], *, name: str | None = None, **facts: Any) -> None:
-        """Register `build` under `name`; by default the snake_case of its own name. A name that is taken is refused."""
+        """Register `build` under `name`; by default the snake_case of its own name. A name that is taken is refused.
+
+        The same definition may come again, as a notebook's cell does.
+        """
         name = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", build.__name__).lower()
-        if name in self.entries:
-            old = self.entries[name].build
+        rivals = [r for r in (self, *self.rivals) if name in r.entries]
+        if rivals and _home(old := rivals[0].entries[name].build) != _home(build):
             raise UserError(
-                f"The {self.kind} {name!r} is registered already, by {old.__module__}.{old.__qualname__};"
-                " choose another name."
+                f"The {rivals[0].kind} {name!r} is registered already, by {'.'.join(_home(old))}; choose another name."
             )
         self.entries[name] = Entry(name=name, build=build, **facts)
 
@@ -61,15 +67,17 @@ class Registry:
         """The entry of that name. Raises UserError with the nearest names where there is none."""
         load_plugins()
         if name not in self.entries:
-            raise UserError(
-                f"There is no {self.kind} {name!r}{nearest(name, self.entries) or '.'}"
-                f" `zoo list {self.kind}s` shows them all."
+            listed = (
+                f"It is one of {', '.join(self.names())}." if self is TASKS else f"`zoo list {self.kind}s` shows all."
             )
+            raise UserError(f"There is no {self.kind} {name!r}{nearest(name, self.entries) or '.'} {listed}")
         return self.entries[name]
 
     def names(self, task: str | None = None) -> list[str]:
-        """All names, sorted; those that serve `task` where one is given."""
+        """All names, sorted; those that serve `task` where one is given (an unknown one is a UserError)."""
         load_plugins()
+        if task is not None:
+            TASKS.find(task)
         return sorted(n for n, e in self.entries.items() if task is None or not e.tasks or task in e.tasks)
 
 
@@ -77,15 +85,28 @@ ENCODERS = Registry("encoder")
 DECODERS = Registry("decoder")
 TASKS = Registry("task")
 MODELS = Registry("model")
+MODELS.rivals, DECODERS.rivals = [DECODERS], [MODELS]  # a decoder's name alone is a model too
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that hold `pattern`, or, where it has * ? or [, that match it whole; in their order."""
+    return fnmatch.filter(names, pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
+
+
+def _home(build: Callable[..., Any]) -> tuple[str, str]:
+    return build.__module__, build.__qualname__
 
 
 @cache
 def load_plugins() -> None:
     """Import what installed packages offer in the group `zoo.plugins`, once."""
     for point in entry_points(group="zoo.plugins"):
-        plugin = point.load()
-        if callable(plugin):
-            plugin()
+        try:
+            plugin = point.load()
+            if callable(plugin):
+                plugin()
+        except Exception as error:  # somebody else's code: the zoo goes on without it
+            warnings.warn(f"The plugin {point.name!r} does not load: {type(error).__name__}: {error}", stacklevel=2)
 
 
 def _register(registry: Registry, build: T | None, facts: dict[str, Any]) -> Any:
@@ -146,12 +167,16 @@ def register_model(
     licence: str = "",
     weights_licence: str = "",
     keys: tuple[tuple[str, str], ...] = (),
+    weights: tuple[tuple[str, str], ...] = (),
 ) -> Callable[[T], T]:
     """Register a named model: a function without arguments that returns the keys of `zoo.create_model`.
 
     keys: (pattern, replacement) for `zoo.convert_weights`, tried in order with `re.fullmatch`. A replacement that ends
     in "#i" is piece i of a concatenation along dimension 0; an empty one drops the key; no match is an error.
     """
-    facts = dict(name=name, tasks=(task,), paper=paper, licence=licence, weights_licence=weights_licence, keys=keys)
+    facts = dict(
+        name=name, tasks=(task,), paper=paper, licence=licence, weights_licence=weights_licence, keys=keys,
+        weights=weights,
+    )  # fmt: skip
     register: Callable[[T], T] = _register(MODELS, None, facts)
     return register

@@ -8,6 +8,7 @@ import torch
 
 from zoo.checkpoints import folder
 from zoo.errors import UserError
+from zoo.weights import read_state
 
 
 class Evil:
@@ -33,19 +34,27 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s},
+    ],
+)
 def test_torch_files_are_read(tmp_path, wrap):
     torch.save(wrap({"a": torch.ones(2)}), tmp_path / "w.pth")
-    assert folder.read_state(tmp_path / "w.pth")["a"].sum() == 2
+    assert read_state(tmp_path / "w.pth")["a"].sum() == 2
 
 
 def test_code_in_a_file_is_never_run(tmp_path):
     torch.save({"a": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="never run"):
-        folder.read_state(tmp_path / "evil.pth")
+        read_state(tmp_path / "evil.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(UserError):
-        folder.read_state(tmp_path / "plain.pth")
+        read_state(tmp_path / "plain.pth")
     assert not os.path.exists("/tmp/should-not-exist-visionzoo")
 
 
@@ -53,13 +62,22 @@ def test_damaged_files_are_one_sentence(tmp_path):
     for name in ("a.safetensors", "a.pth"):
         (tmp_path / name).write_bytes(b"not weights")
         with pytest.raises(UserError, match=name):
-            folder.read_state(tmp_path / name)
+            read_state(tmp_path / name)
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+    with pytest.raises(UserError, match="web page"):
+        read_state(tmp_path / "page.pth")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="no state_dict"):
-        folder.read_state(tmp_path / "list.pt")
+        read_state(tmp_path / "list.pt")
     with pytest.raises(UserError, match="no file of weights"):
-        folder.read_state(tmp_path / "nothing.pth")
+        read_state(tmp_path / "nothing.pth")
     folder.write(tmp_path / "run", {"a": torch.zeros(1)}, {})
     (tmp_path / "run" / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config\.json"):
         folder.read(tmp_path / "run")
+
+
+def test_weights_that_share_memory_are_written(tmp_path):
+    shared = torch.rand(3)
+    folder.write(tmp_path, {"a": shared, "b": shared}, {})
+    assert torch.equal(folder.read(tmp_path)[1]["b"], shared)

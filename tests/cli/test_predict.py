@@ -132,8 +132,8 @@ def test_an_image_that_cannot_be_read_alone_is_a_mistake(run, capsys):
         (["in", "-o", "in"], "lie in 'in'"),
         (["in", "-o", "in/x.png"], "'in/x.png' is a file; -o names the folder"),
         (["in", "-o", "out", "--threshold", "2"], "--threshold is 2.0; it lies between 0 and 1"),
-        (["in", "-o", "out", "--precision", "8"], "no precision '8'"),
-        (["in", "-o", "out", "--batch_size", "0"], "batch_size is 0"),
+        (["in", "-o", "out", "--precision", "8"], "invalid choice: '8'"),
+        (["in", "-o", "out", "--batch_size", "0"], "0 is not 1 or more"),
         (["in", "-o", "out", "--device", "tpx"], "no device 'tpx'"),
     ],
 )

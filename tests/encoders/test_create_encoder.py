@@ -46,9 +46,8 @@ def test_a_registered_encoder_comes_first_and_gets_its_options():
         create_encoder({"name": "halves", "gian": 2.0})
 
 
-def test_names_are_listed_by_pattern():
-    assert "resnet18" in list_encoders("resnet*")
-    assert list_encoders("no such net") == []
+def test_all_of_timm_is_listed():
+    assert "resnet18" in list_encoders()
     assert len(list_encoders()) >= len(timm.list_models())
 
 
@@ -107,7 +106,7 @@ def test_files_that_are_not_weights_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read as weights"):
         create_encoder({"name": "resnet18"}, weights=str(tmp_path / "cut.safetensors"))
     torch.save({"state_dict": nn.Linear(1, 1)}, tmp_path / "code.pth")  # a pickled object, not tensors
-    with pytest.raises(UserError, match="cannot be read as weights"):
+    with pytest.raises(UserError, match="never run"):
         create_encoder({"name": "resnet18"}, weights=str(tmp_path / "code.pth"))
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -38,12 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"zoo: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written: the system's word on it
+        if isinstance(error, BrokenPipeError):  # `zoo list encoders | head`: nobody reads on, and that's no error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"zoo: {error.filename or 'A file'} cannot be read or written: {error.strerror}.", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch may not be loaded
+            raise
+        print("zoo: The device's memory is full; use --device cpu, smaller images or a smaller batch.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("zoo: stopped.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `zoo list encoders | head`: nobody reads on, and that's no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _run(argv: list[str]) -> int:
@@ -62,7 +71,8 @@ def _run(argv: list[str]) -> int:
         args.overrides = rest
     elif rest:
         command = commands.get(argv[0], parser)
-        near = nearest(rest[0], command._option_string_actions) if rest[0].startswith("-") else ""
+        flags = re.findall(r"--\w+", command.format_usage())
+        near = nearest(rest[0], flags) if rest[0].startswith("-") else ""
         raise UserError(
             f"{command.prog!r} takes no {rest[0]!r}{near or '.'} `{command.prog} --help` shows what it takes."
         )

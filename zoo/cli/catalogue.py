@@ -1,14 +1,13 @@
 """`zoo list`, `zoo show` and `zoo copy`: what there is, what is known of it, and a recipe to change."""
 
 import argparse
-import fnmatch
-from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from zoo.cli.terminal import print_table
 from zoo.errors import UserError, nearest
+from zoo.registry import matching
 
 KINDS = ("models", "encoders", "decoders", "recipes", "data")
 
@@ -121,11 +120,11 @@ def _rows(kind: str, pattern: str, task: str | None) -> list[tuple[str, ...]]:
     if kind == "recipes":
         from zoo.training.recipe import list_recipes, recipe_text
 
-        return [(name, _summary(recipe_text(name))) for name in _matching(list_recipes(), pattern)]
+        return [(name, _summary(recipe_text(name))) for name in matching(list_recipes(), pattern)]
     if kind == "data":
         from zoo.datasets.card import list_cards, load_card
 
-        return [(name, load_card(name).title) for name in _matching(list_cards(), pattern)]
+        return [(name, load_card(name).title) for name in matching(list_cards(), pattern)]
     import zoo
 
     if kind == "encoders":
@@ -135,10 +134,6 @@ def _rows(kind: str, pattern: str, task: str | None) -> list[tuple[str, ...]]:
     if kind == "models":
         return [(name, MODELS.entries[name].summary) for name in zoo.list_models(pattern, task=task)]
     return [(name, DECODERS.entries[name].summary) for name in zoo.list_decoders(pattern, task=task)]
-
-
-def _matching(names: Iterable[str], pattern: str) -> list[str]:
-    return fnmatch.filter(names, pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
 
 
 def _summary(text: str) -> str:

@@ -79,6 +79,7 @@ def _encoder(name: str) -> Facts:
 
 def _source(entry: Entry) -> Facts:
     found = [("paper", entry.paper), ("code licence", entry.licence), ("weights licence", entry.weights_licence)]
+    found += [("official weights", f"{file}: {place}") for file, place in entry.weights]
     return [(what, value) for what, value in found if value]
 
 

@@ -27,11 +27,11 @@ def add(commands: Any) -> Any:
     command.add_argument("model", metavar="RUN", help="a run's or checkpoint's folder, or a recipe's: its newest run")
     command.add_argument("inputs", metavar="INPUT", nargs="+", help="an image, a folder or a pattern like 'a/*/*.jpg'")
     command.add_argument("-o", "--out", metavar="OUT", required=True, type=Path, help="the folder to write into")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the accelerator where there is one)")
     command.add_argument(
-        "--batch_size", type=int, default=1, help="images of equal size computed together (default: 1)"
+        "--batch_size", type=_positive, default=1, help="images of equal size computed together (default: 1)"
     )
-    command.add_argument("--precision", default="32", help="32, bf16 or 16 (default: 32)")
+    command.add_argument("--precision", default="32", choices=("32", "bf16", "16"), help="(default: 32)")
     command.add_argument("--num_workers", type=int, default=2, help="threads that read images ahead (default: 2)")
     command.add_argument("--threshold", type=float, help="of the decision, in [0, 1] (default: the model's own)")
     command.add_argument("--probabilities", action="store_true", help="also write NAME_probabilities.npz")
@@ -54,7 +54,7 @@ def predict(args: argparse.Namespace) -> int:
 
     model = zoo.load_model(run)
     options: dict[str, Any] = dict(
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"),
         batch_size=args.batch_size,
         precision=args.precision,
         num_workers=args.num_workers,
@@ -73,6 +73,16 @@ def predict(args: argparse.Namespace) -> int:
     return 0 if not failed else 1 if done else 2
 
 
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
 def find_inputs(inputs: Sequence[str], out: Path) -> list[tuple[Path, Path]]:
     """(file, its place below the folder or pattern that named it) for each image, once each.
 
@@ -84,7 +94,7 @@ def find_inputs(inputs: Sequence[str], out: Path) -> list[tuple[Path, Path]]:
             above = Path(text).parent
             beside = [str(other) for other in above.iterdir()] if above.is_dir() else []
             raise UserError(f"There is no image or folder {text!r}{nearest(text, beside) or '.'}")
-    from zoo.datasets.intensity import find_images
+    from zoo.datasets.pixels import find_images
 
     found: dict[Path, tuple[Path, Path]] = {}
     for text in inputs:

@@ -88,7 +88,7 @@ def find_run(name: str) -> Path:
     )
     what = f"{name!r} is no run or checkpoint (a folder with config.json and model.safetensors)"
     if not path.exists():
-        what = f"There is no run or checkpoint {name!r}"
+        what = f"There is no run or checkpoint {name!r} (a model's name alone has no trained weights)"
     raise UserError(f"{what}{nearest(name, runs) or '.'}{known}")
 
 

@@ -237,16 +237,21 @@ KEYS = (
 OFFICIAL = "research and education only, commercial use by permission (the official readme)"
 
 
+# what they are, and where the authors keep them (Google Drive ids)
+WEIGHTS = (
+    ("PraNet-19.pth, trained on the polyp set", "Google Drive 1lJv8XVStsp3oNKZHaSr42tawdMOq6FLP"),
+    ("res2net50_v1b_26w_4s.pth, ImageNet, what training starts from", "Google Drive 1FjXh_YG1hLGPPM6j-c8UxHcIWtzGGau5"),
+)
+
+
 @register_model(
-    task="segmentation", paper="arXiv 2006.11392", licence="Apache-2.0", weights_licence=OFFICIAL, keys=KEYS
+    task="segmentation",
+    paper="arXiv 2006.11392",
+    licence="Apache-2.0",
+    weights_licence=OFFICIAL,
+    keys=KEYS,
+    weights=WEIGHTS,
 )
 def pranet() -> dict[str, Any]:
     """PraNet as published: Res2Net-50 v1b under reverse attention, one class, 352 x 352, ImageNet normalisation."""
     return dict(encoder="res2net50d", decoder="reverse_attention", num_classes=1, input_size=[352, 352])
-
-
-# Where the authors keep their files (Google Drive ids); for `zoo.convert_weights("pranet", state_dict)`.
-WEIGHTS = {
-    "PraNet-19.pth": "1lJv8XVStsp3oNKZHaSr42tawdMOq6FLP",  # trained on the polyp set, 124.6 MB
-    "res2net50_v1b_26w_4s.pth": "1FjXh_YG1hLGPPM6j-c8UxHcIWtzGGau5",  # ImageNet, what training starts from
-}

