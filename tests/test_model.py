@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import zoo
+from zoo.encoders import timm
 from zoo.errors import UserError
 
 
@@ -90,6 +91,7 @@ def test_predict_sees_weights_written_through_data_and_draws_no_random_numbers(p
 
 
 def test_predict_works_on_models_made_in_inference_mode_and_in_half_precision(photo):
+    timm._plan.cache_clear()  # so that the encoder is asked in inference mode too
     with torch.inference_mode():
         model = zoo.create_model("unet", encoder="resnet10t").eval()
         full = model.predict(photo).probabilities

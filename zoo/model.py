@@ -40,7 +40,7 @@ class Model(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.task, self.config = encoder, decoder, task, config
         self.input_size = tuple(config["input_size"]) if config["input_size"] else None
-        self.intensity = Intensity(**(config["intensity"] or {}))
+        self.intensity = Intensity.of(config["intensity"] or {})
         # not in the state_dict: they are the config's
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1), persistent=False)

@@ -49,10 +49,42 @@ def test_keys_are_overridden_and_a_given_place_beats_the_layouts():
     assert (card.ignore_index, card.root) == (9, "/r")
 
 
-def test_given_shares_keep_only_the_layouts_without_split_folders():
-    card = load_card({"name": "folder", "splits": {"seed": 3, "val": 0.5}})
-    assert [layout["images"] for layout in card.layouts] == [("images/{name}.*",)]
-    assert card.layouts[0]["splits"] == {"seed": 3, "val": 0.5}
+def test_given_splits_are_laid_over_each_layouts_own_and_null_takes_one_out():
+    own = load_card("folder").layouts
+    seeded = load_card({"name": "folder", "splits": {"seed": 3}}).layouts
+    assert [layout["splits"] for layout in seeded] == [layout["splits"] | {"seed": 3} for layout in own]
+    without = load_card({"name": "folder", "splits": {"val": None, "test": None}}).layouts[2]
+    assert without["splits"] == {"seed": 0}
+    kvasir = load_card({"name": "kvasir_seg", "splits": {"test": 0.3, "val": None}})
+    assert kvasir.splits == {"seed": 0, "test": 0.3}
+    assert load_card({"name": "folder", "splits": None}) == load_card("folder")
+
+
+def test_given_folders_keep_the_layouts_with_split_folders_and_lists_those_without():
+    images = {
+        choice: [
+            layout["images"]
+            for layout in load_card({"name": "folder", "splits": {"val": choice, "test": None}}).layouts
+        ]
+        for choice in ("val2", "val.txt", 0.3)
+    }
+    by_folder = [("{split}/images/{name}.*",), ("images/{split}/{name}.*",)]
+    assert images == {"val2": by_folder, "val.txt": [("images/{name}.*",)], 0.3: [*by_folder, ("images/{name}.*",)]}
+
+
+def test_the_given_spec_is_left_as_it_is():
+    spec = {"name": "folder", "layouts": [{"images": ["a/{name}.*"], "masks": "b/{name}.*"}], "splits": {"test": None}}
+    before = repr(spec)
+    load_card(spec)
+    assert repr(spec) == before
+
+
+def test_mask_endings_stand_for_a_pattern_each_unless_masks_are_given():
+    card = load_card({"name": "kvasir_seg", "mask_endings": ["", "_gt"]})
+    assert card.masks == ("masks/{name}.*", "masks/{name}_gt.*")
+    for layout in load_card("folder").layouts:
+        endings = [mask.split("{name}")[1] for mask in layout["masks"]]
+        assert endings == [f"{e}.*" for e in ("", "_mask", "-mask", "_segmentation", "_seg", "_gt", "_label")]
 
 
 def test_a_card_of_ones_own_is_a_path_and_its_root_lies_beside_it(tmp_path):
@@ -82,6 +114,19 @@ def test_a_card_of_ones_own_is_a_path_and_its_root_lies_beside_it(tmp_path):
         ({"num_classes": 3, "classes": ["a"]}, "make them agree"),
         ({"colors": [[1, 2]]}, "three numbers"),
         ({"images": 3}, "give a text"),
+        ({"layouts": [{"images": "images/*.png"}]}, "without {name}"),
+        ({"layouts": 3}, "layouts of the data card 'folder' is 3; give a list of mappings"),
+        ({"layouts": [3]}, "layouts of the data card 'folder' holds 3"),
+        ({"layouts": [{"splits": 3}]}, "splits of the layout of the data card 'folder' is 3; give a mapping"),
+        ({"intensity": 5}, "intensity of the data card 'folder' is 5; give a mapping"),
+        ({"colors": 5}, "colors of the data card 'folder' is 5; give a list"),
+        ({"channels": "x"}, "channels of the data card 'folder' is 'x'; give the number"),
+        ({"channels": 0}, "channels of the data card 'folder' is 0; give the number"),
+        ({"ignore_index": None}, "ignore_index of the data card 'folder' is None; give an integer"),
+        ({"root": 5}, "root of the data card 'folder' is 5; give a folder"),
+        ({"group": 5}, "group of the data card 'folder' is 5; give a regular expression"),
+        ({"prepare": 5}, "prepare of the data card 'folder' is 5; give a text"),
+        ({"mask_endings": 5}, "Mask_endings of the data card 'folder' is 5; give a text"),
     ],
 )
 def test_a_wrong_value_is_refused_in_a_sentence(override, message):
@@ -96,6 +141,26 @@ def test_a_broken_card_file_is_refused_in_a_sentence(tmp_path, content, message)
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(UserError, match=message):
         load_card(str(tmp_path / "c.yaml"))
+
+
+def test_a_card_file_that_cannot_be_read_as_text_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "c.yaml"
+    path.write_bytes("title: Größe".encode("latin-1"))
+    with pytest.raises(UserError, match=r"c\.yaml can't be read .*UTF-8"):
+        load_card(str(path))
+
+    def refused(*args, **options):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr(type(path), "read_text", refused)  # a mode of 000 does not stop root
+    with pytest.raises(UserError, match=r"c\.yaml can't be read \(Permission denied\)"):
+        load_card(str(path))
+
+
+def test_keys_left_empty_in_a_card_file_have_their_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("title:\nroot:\nclasses:\nlayouts:\nintensity:\n")
+    card = load_card(str(tmp_path / "c.yaml"))
+    assert (card.title, card.root, card.classes, card.layouts, card.intensity) == ("", None, (), (), {})
 
 
 def test_a_missing_card_file_is_refused():

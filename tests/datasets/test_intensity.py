@@ -1,10 +1,15 @@
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from zoo.datasets.intensity import Intensity, find_images, read_image, to_tensor
+from zoo.datasets.intensity import Intensity, read_image, to_tensor
+from zoo.datasets.masks import read_labels
+from zoo.datasets.pixels import MOST_PIXELS, find_images, pil_values
 from zoo.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -123,11 +128,30 @@ def test_a_flat_image_is_finite_under_every_intensity():
         {"percentile": [-1, 50]},
         {"zscore": True, "bits": 8},
         {"channels": []},
+        {"channels": 2},
+        {"channels": [0.5]},
+        {"bits": "12"},
+        {"bits": True},
+        {"window": 5},
+        {"window": "ab"},
+        {"window": ["0", "1"]},
+        {"percentile": {1: 2}},
+        {"zscore": "yes"},
     ],
 )
 def test_a_wrong_intensity_is_refused(options):
-    with pytest.raises(UserError, match="intensity"):
-        Intensity(**options)
+    for build in (lambda: Intensity(**options), lambda: Intensity.of(options)):
+        with pytest.raises(UserError, match="intensity"):
+            build()
+
+
+def test_an_intensity_is_made_of_a_mapping_and_unknown_keys_are_answered_with_the_nearest():
+    assert Intensity.of({}) == Intensity()
+    assert Intensity.of({"window": [0, 9.5], "channels": (2, 1)}) == Intensity(window=[0, 9.5], channels=(2, 1))
+    with pytest.raises(UserError, match="'windw' - did you mean 'window'"):
+        Intensity.of({"windw": [0, 1]})
+    with pytest.raises(UserError, match="intensity is 5; give a mapping"):
+        Intensity.of(5)
 
 
 def test_to_tensor_divides_eight_bits_alone():
@@ -157,6 +181,49 @@ def test_truncated_deep_files_and_npy_are_named(tmp_path):
         _truncated(tmp_path / name)
         with pytest.raises(UserError, match=name):
             read_image(tmp_path / name)
+
+
+def test_broken_files_print_nothing_beside_their_sentence(tmp_path):
+    values = RNG.normal(size=(64, 64, 3)).astype(np.float32)
+    cv2.imwrite(str(tmp_path / "float.tif"), values)  # Pillow does not know it
+    cv2.imwrite(str(tmp_path / "deep.tif"), RNG.integers(0, 65536, (64, 64, 3), dtype=np.uint16))
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        tmp_path / "lzw.tif", compression="tiff_lzw"
+    )
+    for path in list(tmp_path.iterdir()):
+        for keep in (0.9, 0.5, 0.05):
+            short = path.with_name(f"{keep}{path.name}")
+            short.write_bytes(path.read_bytes())
+            _truncated(short, keep)
+        path.unlink()
+    code = f"""
+from pathlib import Path
+from zoo.datasets.pixels import read_stored
+for path in Path({str(tmp_path)!r}).iterdir():
+    try:
+        read_stored(path)
+    except ValueError as error:
+        print(path.name in str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n" * 9, "")
+
+
+def test_sixteen_bit_grey_png_is_uint16_in_pillows_older_mode_too():
+    old = Image.fromarray(DEEP[..., 0].astype(np.int32))
+    old.format = "PNG"
+    assert np.array_equal(pil_values(old), DEEP[..., 0])
+    assert pil_values(old).dtype == np.uint16
+
+
+def test_large_photographs_are_read_and_above_a_gigapixel_refused_in_a_sentence_of_their_own(tmp_path, monkeypatch):
+    assert Image.MAX_IMAGE_PIXELS * 2 == MOST_PIXELS > 2e8  # a phone's 200 megapixels, without Pillow's warning
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    Image.fromarray(COLOUR).quantize(4).save(tmp_path / "b.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    for read, name in ((read_image, "a.png"), (read_image, "b.png"), (read_labels, "b.png")):
+        with pytest.raises(UserError, match=rf"{name} has more than 1073741824 pixels; cut it"):
+            read(tmp_path / name)
 
 
 def test_what_is_no_image_is_refused_in_a_sentence(tmp_path):

@@ -1,3 +1,5 @@
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -5,8 +7,9 @@ import pytest
 from PIL import Image
 
 from zoo.datasets.card import load_card
-from zoo.datasets.look import look
+from zoo.datasets.look import check_sizes, look, resolve
 from zoo.datasets.masks import read_mask, read_soft_mask
+from zoo.datasets.splits import Pair
 from zoo.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -134,11 +137,12 @@ def test_truncated_masks_are_named(tmp_path):
     ("array", "options", "values", "number"),
     [
         (blobs() * np.uint8(255), {}, "grey", 1),
-        (blobs() * np.uint8(1), {}, {"0": 0, "1": 1}, 1),
-        (blobs(), {}, {"0": 0, "1": 1}, 1),
+        (blobs() * np.uint8(1), {}, {"0": 0, "1": 1, "255": "ignore"}, 1),
+        (blobs(), {}, {"0": 0, "1": 1, "255": "ignore"}, 1),
+        (blobs() + np.uint8(1), {}, {"1": 0, "2": 1, "255": "ignore"}, 1),
         (blobs() * np.uint8(38), {}, {"0": 0, "38": 1}, 1),
-        (IDS, {}, {"0": 0, "1": 1, "2": 2}, 3),
-        (IDS + np.uint8(1), {}, {"1": 0, "2": 1, "3": 2}, 3),
+        (IDS, {}, {"0": 0, "1": 1, "2": 2, "255": "ignore"}, 3),
+        (IDS + np.uint8(1), {}, {"1": 0, "2": 1, "3": 2, "255": "ignore"}, 3),
         (np.where(IDS == 2, 255, IDS).astype(np.uint8), {}, {"0": 0, "1": 1, "255": "ignore"}, 1),
         (np.where(IDS == 2, 255, IDS * 3).astype(np.uint8), {}, {"0": 0, "1": 1, "2": 2, "3": 3, "255": "ignore"}, 4),
         (IDS * np.uint8(100), {}, {"0": 0, "100": 1, "200": 2}, 3),
@@ -174,6 +178,83 @@ def test_many_classes_with_void_are_not_taken_for_smoothed_edges(tmp_path):
 
 def test_palette_colours_become_class_colours(tmp_path):
     assert look([save(IDS, tmp_path / "a.png", PALETTE)]).colors == tuple(tuple(c) for c in PALETTE.tolist())
+
+
+def black_and_white(truth, path, white_first=False):
+    """A palette file whose index of white is 0 or 1."""
+    palette = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
+    return save((truth ^ white_first).astype(np.uint8), path, palette[::-1] if white_first else palette)
+
+
+def test_palettes_that_contradict_each_other_count_by_colour(tmp_path):
+    paths = [black_and_white(blobs(), tmp_path / f"{i}.png", white_first=i == 1) for i in range(3)]
+    one_bit = save(blobs(), tmp_path / "bit.png")
+    grey = save(blobs() * np.uint8(255), tmp_path / "grey.png")
+    for some in (paths, [*paths, one_bit, grey], [paths[1], one_bit]):
+        found = look(some)
+        assert (found.values, found.num_classes) == ({"#000000": 0, "#ffffff": 1}, 1)
+        for path in some:
+            assert np.array_equal(read_mask(path, replace(card(), values=found.values, num_classes=1)), blobs())
+    assert look([paths[0], paths[2], one_bit]).values == {"0": 0, "1": 1, "255": "ignore"}
+
+
+def test_unused_palette_entries_contradict_nothing_and_colour_files_beside_palettes_count_by_colour(tmp_path):
+    other = PALETTE.copy()
+    other[2] = 9, 9, 9
+    paths = [save(IDS, tmp_path / "a.png", PALETTE), save(IDS.clip(0, 1), tmp_path / "b.png", other)]
+    assert look(paths).values == {"0": 0, "1": 1, "2": 2, "255": "ignore"}
+    mixed = look([*paths, save(PALETTE[IDS], tmp_path / "c.png")])
+    assert mixed.values == {"#000000": 0, "#008040": 1, "#800000": 2}
+
+
+def test_a_palette_shorter_than_its_indices_is_black_beyond_them(tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 4, 1, 8, 3, 0, 0, 0)  # 4x1 pixels of 8 bits with a palette
+    row = zlib.compress(bytes([0, 0, 1, 5, 200]))  # filter, pixels
+    chunks = [(b"IHDR", header), (b"PLTE", PALETTE[:2].tobytes()), (b"IDAT", row), (b"IEND", b"")]
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks))
+    assert read_mask(path, card(values={"#000000": 0, "#800000": 1})).tolist() == [[0, 1, 0, 0]]
+
+
+def test_the_masks_of_all_splits_are_looked_at_and_a_rare_255_is_ignored_anyway(tmp_path):
+    for folder in ("images", "masks"):
+        for split in ("train", "test"):
+            (tmp_path / folder / split).mkdir(parents=True)
+    for split, ids in (("train", [0, 1]), ("train", [0, 0]), ("test", [0, 3])):
+        name = f"{split}/{ids[1]}.png"
+        Image.new("RGB", (2, 1)).save(tmp_path / "images" / name)
+        Image.fromarray(np.array([ids], np.uint8)).save(tmp_path / "masks" / name)
+    found = resolve(load_card("folder", tmp_path))
+    assert found.num_classes == 4
+    assert found.values["255"] == "ignore"
+    assert found.found.startswith("Looked at 3 of 3 masks")
+
+
+def test_pairs_of_different_sizes_are_named_by_their_headers_alone(tmp_path):
+    def pair(name, image, mask):
+        Image.new("RGB", image).save(tmp_path / f"{name}.jpg")
+        Image.new("L", mask).save(tmp_path / f"{name}.png")
+        return Pair(name, tmp_path / f"{name}.jpg", tmp_path / f"{name}.png")
+
+    right = [pair("a", (30, 20), (30, 20)), pair("turned", (30, 20), (20, 30))]
+    np.save(tmp_path / "a.npy", np.zeros((20, 30, 5)))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    right += [Pair("n", tmp_path / "a.npy", right[0].mask), Pair("b", broken, right[0].mask)]
+    check_sizes(right)
+    wrong = [pair(c, (30, 20), (30, 21)) for c in "wxyz"]
+    with pytest.raises(
+        UserError, match=r"4 masks have another size .*w\.png is 21x30, its image 20x30; .*y\.png.*; \.\.\.\."
+    ):
+        check_sizes([*right, *wrong])
+
+
+def test_nothing_is_printed_where_there_is_no_terminal(tmp_path, capfd):
+    look([save(IDS, tmp_path / f"{i}.png") for i in range(20)])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_looking_reads_evenly_spread_masks_up_to_the_limit(tmp_path):

@@ -5,6 +5,8 @@ from PIL import Image
 from zoo.datasets import mosaic, prepare
 from zoo.datasets.card import load_card
 from zoo.datasets.folder import FolderDataset
+from zoo.datasets.look import resolve
+from zoo.datasets.splits import split_pairs
 from zoo.errors import UserError
 
 COUNTS = {"train": 3, "val": 2, "test": 2}
@@ -44,14 +46,15 @@ def test_no_pixel_of_a_photograph_serves_two_splits():
 def test_the_demo_is_made_once_in_the_cache_folder_and_read_as_a_data_set(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(mosaic.write_mosaics, "__defaults__", (COUNTS, 0))
-    data = FolderDataset(load_card("demo"), "train")
+    card = resolve(load_card("demo"))
+    data = FolderDataset(card, split_pairs(card)["train"])
     assert data.card.root == str(tmp_path / "visionzoo/data/demo")
     assert (len(data), data.card.num_classes, data[0]["image"].shape) == (3, 5, (3, 160, 160))
     mask = Image.open(data.pairs[0].mask)
     assert mask.mode == "P"
     assert tuple(mask.getpalette()[:3]) == data.card.colors[0]
     before = data.pairs[0].image.stat().st_mtime_ns
-    assert len(FolderDataset(load_card("demo"), "test")) == 2
+    assert len(split_pairs(resolve(load_card("demo")))["test"]) == 2
     assert data.pairs[0].image.stat().st_mtime_ns == before
     assert [p.name for p in (tmp_path / "visionzoo/data").iterdir()] == ["demo"]
 
@@ -94,6 +97,21 @@ def test_a_failed_download_is_told_in_a_sentence_and_leaves_nothing(tmp_path, mo
         raise OSError("no network")
 
     monkeypatch.setattr(OxfordIIITPet, "__init__", offline)
+    (tmp_path / "pets").mkdir()
     with pytest.raises(UserError, match=r"download of Oxford-IIIT Pet failed \(no network\).*--data.root"):
         prepare.find_root(load_card("oxford_pet", tmp_path / "pets"))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "pets"]
+
+
+def test_a_mistyped_folder_is_not_downloaded_into(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setitem(prepare.PREPARE, "oxford_iiit_pet", lambda card, folder: asked.append(folder))
+    with pytest.raises(UserError, match=r"There is no folder .*/pest; .*leave --data\.root out .* or make that folder"):
+        prepare.find_root(load_card("oxford_pet", tmp_path / "pest"))
+    assert not asked
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert prepare.find_root(load_card("oxford_pet")) == tmp_path / "visionzoo/data/oxford_pet"
+    (tmp_path / "pets").mkdir()
+    assert prepare.find_root(load_card("oxford_pet", tmp_path / "pets")) == tmp_path / "pets"
+    assert len(asked) == 2

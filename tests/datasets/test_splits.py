@@ -1,3 +1,5 @@
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,6 +72,71 @@ def test_lists_name_images_by_name_file_or_path_and_train_is_the_rest(tmp_path):
     (tmp_path / "val.txt").write_text("77\n")
     with pytest.raises(UserError, match=r"val\.txt names '77', but there is no such image"):
         splits_of(tmp_path, splits={"val": "val.txt"})
+
+
+def test_lists_name_images_with_spaces_and_in_another_unicode_form(tmp_path):
+    fill(tmp_path, ["images/my photo", "images/my", unicodedata.normalize("NFD", "images/Größe"), "images/c"])
+    (tmp_path / "val.txt").write_text("my photo.jpg\n", encoding="utf-8-sig")
+    (tmp_path / "test.txt").write_text("images/Größe.jpg masks/other.png\n", encoding="utf-8")
+    found = names(splits_of(tmp_path, splits={"val": "val.txt", "test": "test.txt"}))
+    assert found == {"train": ["c", "my"], "val": ["my photo"], "test": ["Größe"]}
+    for line, name in (("my 1 2", "my"), ("my photo", "my photo"), ("/x/my photo.jpg", "my photo"), ("my.jpg a", "my")):
+        (tmp_path / "val.txt").write_text(f"{line}\n")
+        assert names(splits_of(tmp_path, splits={"val": "val.txt"}))["val"] == [name]
+
+
+def test_columns_after_a_name_with_a_dot_do_not_shorten_it(tmp_path):
+    fill(tmp_path, ["images/frame", "images/frame.001", "images/c", "images/d"])
+    (tmp_path / "val.txt").write_text("frame.001 3 4\n")
+    assert names(splits_of(tmp_path, splits={"val": "val.txt"}))["val"] == ["frame.001"]
+
+
+def test_images_and_masks_match_in_either_unicode_form(tmp_path):
+    fill(tmp_path, ["images/Größe", "images/é"])
+    for mask in list((tmp_path / "masks").iterdir()):
+        mask.rename(mask.with_name(unicodedata.normalize("NFD", mask.name)))
+    pairs = [pair for some in splits_of(tmp_path).values() for pair in some]
+    assert sorted(pair.name for pair in pairs) == ["Größe", "é"]
+    assert all(pair.mask.is_file() for pair in pairs)
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path):
+    fill(tmp_path, ["images/a", "images/b"])
+    (tmp_path / "val.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"The list .*val\.txt can't be read .*UTF-8"):
+        splits_of(tmp_path, splits={"val": "val.txt"})
+
+
+@pytest.mark.parametrize("pattern", ["images/{}/{}", "{}/images/{}"])
+@pytest.mark.parametrize("values", ["look", {0: 0, 255: 1}])
+def test_a_folder_of_images_without_masks_is_left_out_with_a_note(tmp_path, pattern, values):
+    fill(tmp_path, [pattern.format(split, i) for split in ("train", "val", "test") for i in range(10)])
+    for split in ("val", "test"):
+        for i in range(10):
+            (tmp_path / f"{pattern.format(split, i).replace('images', 'masks')}.png").unlink()
+    card = resolve(load_card({"name": "folder", "values": values}, tmp_path))
+    for one in (card, resolve(card)):
+        assert {split: len(some) for split, some in split_pairs(one).items()} == {"train": 9, "val": 1}
+        assert one.found.endswith(
+            "The images in 'val' have no masks, so they are not used. The images in 'test' have no masks, so they are"
+            " not used."
+        )
+    with pytest.raises(UserError, match=r"10 images but no masks in .*--data\.card\.splits '\{test: null\}'"):
+        splits_of(tmp_path, splits={"test": "test"})
+    assert "test" not in splits_of(tmp_path, splits={"test": None})
+
+
+def test_a_folder_with_some_masks_missing_is_still_refused(tmp_path):
+    fill(tmp_path, [f"images/{split}/{i}" for split in ("train", "test") for i in range(3)])
+    (tmp_path / "masks/test/1.png").unlink()
+    with pytest.raises(UserError, match="1 image has no mask"):
+        splits_of(tmp_path)
+
+
+def test_a_seed_alone_keeps_val_and_test(tmp_path):
+    fill(tmp_path, [f"images/{i:03d}" for i in range(20)])
+    sizes = {split: len(some) for split, some in splits_of(tmp_path, splits={"seed": 1}).items()}
+    assert sizes == {"train": 16, "val": 2, "test": 2}
 
 
 def test_a_missing_list_and_an_image_in_two_lists_are_refused(tmp_path):

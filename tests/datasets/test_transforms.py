@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zoo.datasets import transforms
 from zoo.datasets.transforms import Transform
 from zoo.errors import UserError
 
@@ -93,6 +94,45 @@ def test_what_is_outside_0_1_keeps_its_values():
     image, _ = Transform(None, augment="default")(scores, MASK, seed=1)
     assert image.min() < -5
     assert image.max() > 5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_that_does_not_fill_its_range_keeps_its_contents(channels):
+    twelve_bits = (RNG.integers(0, 4096, (40, 60, channels)) / 65535).astype(np.float32)
+    flat = Transform(None, augment="default")
+    for seed in range(40):
+        image, mask = flat(twelve_bits, MASK, seed)
+        inside = image[mask != 255]
+        assert 0.6 * twelve_bits.mean() < inside.mean() < 1.5 * twelve_bits.mean()
+        assert inside.std() > 0.4 * twelve_bits.std()  # turning smooths
+
+
+def test_a_crop_never_scales_the_whole_image(monkeypatch):
+    largest = []
+    monkeypatch.setattr(
+        transforms,
+        "_resized",
+        lambda *args, real=transforms._resized: largest.append(max(args[0].shape)) or real(*args),
+    )
+    photograph = np.zeros((3000, 4000, 3), np.uint8)
+    for seed in range(20):
+        image, mask = Transform((96, 64), "crop")(photograph, photograph[..., 0], seed)
+        assert (image.shape, mask.shape) == ((96, 64, 3), (96, 64))
+    assert max(largest) <= 2 * 96
+
+
+def test_a_crops_image_and_mask_show_the_same_place():
+    ramp = np.add.outer(np.arange(400) // 2, np.zeros(300)).astype(np.uint8)  # smooth: every filter agrees
+    for seed in range(20):
+        image, mask = Transform((50, 70), "crop", ignore_index=255)(ramp[..., None], ramp, seed)
+        assert np.abs(image[..., 0].astype(int) - mask).max() <= 1
+
+
+def test_crops_come_from_all_over_the_image():
+    place = np.add.outer(np.arange(200), np.zeros(200)).astype(np.uint8)
+    seen = [Transform((20, 20), "crop")(place[..., None], place, seed)[1] for seed in range(100)]
+    assert min(one.min() for one in seen) < 10
+    assert max(one.max() for one in seen) >= 190
 
 
 def test_default_augmentation_changes_colours():

@@ -5,7 +5,7 @@ Cards of the package are data/*.yaml; a path to a .yaml of one's own works in ev
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,8 @@ import yaml
 
 from zoo.datasets.values import Color, parse_values
 from zoo.errors import UserError, nearest
+
+SPLITS = {"seed": 0, "val": 0.1, "test": 0.1}
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,12 @@ class Card:
     """the folder with the files; in a .yaml of one's own relative to it"""
     images: tuple[str, ...] = ("images/{name}.*",)
     masks: tuple[str, ...] = ("masks/{name}.*",)
-    splits: dict[str, Any] = field(default_factory=lambda: {"seed": 0, "val": 0.1, "test": 0.1})
+    mask_endings: tuple[str, ...] = ("",)
+    """what may follow {name} in the names of masks: each pattern of masks stands for one with each of these"""
+    splits: dict[str, Any] = field(default_factory=lambda: dict(SPLITS))
     """split -> folder put for {split}, or a .txt with one name a line, or a share of train drawn by `seed`; a list of
-    these: the first that exists. Without `train`, all images that no other split names are train"""
+    these: the first that exists, and that has masks. Without `train`, all images that no other split names are train.
+    Overrides are laid over the card's or layout's own; null takes a split out"""
     layouts: tuple[dict[str, Any], ...] = ()
     """other arrangements of images, masks and splits: the first whose training images exist is taken"""
     group: str | None = None
@@ -58,11 +63,23 @@ class Card:
     prepare: str | None = None
     """name of the function that makes or downloads the files where they are missing (see `prepare.py`)"""
     found: str = ""
-    """what looking at the masks showed, in a sentence; not a key of the YAML"""
+    """what looking at the files showed, in sentences; not a key of the YAML"""
 
 
 KEYS = tuple(f.name for f in fields(Card) if f.name not in ("name", "found"))
 LAYOUT_KEYS = ("images", "masks", "splits")
+NULLABLE = ("values", "group", "ignore_index")  # null is a value of these (or wrong), elsewhere it means the default
+KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("title", "task", "home", "licence", "get", "prepare"), (str, "a text")),
+    "root": ((str, Path), "a folder"),
+    "group": ((str, type(None)), "a regular expression or null"),
+    "splits": (Mapping, "a mapping such as {seed: 0, val: 0.1, test: 0.1}"),
+    "layouts": ((list, tuple), "a list of mappings with images, masks and splits"),
+    "colors": ((list, tuple), "a list of [red, green, blue]"),
+    "intensity": (Mapping, "a mapping such as {bits: 12}"),
+    "channels": (int, "the number of channels, such as 1 for grey or 3 for colour"),
+    "ignore_index": (int, "an integer, such as 255 (or -1 where nothing is ignored)"),
+}
 
 
 def load_card(spec: str | Mapping[str, Any], root: str | Path | None = None) -> Card:
@@ -70,21 +87,30 @@ def load_card(spec: str | Mapping[str, Any], root: str | Path | None = None) -> 
 
     Raises UserError for a name, file, key or value that is wrong, with the nearest right one.
     """
-    overrides = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    overrides: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = overrides.pop("name", None)
     if not isinstance(name, str) or not name:
         raise UserError(f"The data card {spec!r} has no name; give a name (`zoo list data`) or a path to a .yaml.")
     content, home = _read(name)
-    _check_keys(overrides, f"data card {name!r}")
-    _check_keys(content, f"data card {name!r}")
+    where = f"data card {name!r}"
+    overrides = {key: value for key, value in overrides.items() if value is not None or key in NULLABLE}
+    content = {key: value for key, value in content.items() if value is not None or key in NULLABLE}
+    for keys in (overrides, content):
+        _check_keys(keys, where)
+        _check_kinds(keys, where)
     # who says where the files are, means it: the card's other arrangements are out
     if {"images", "masks"} & set(overrides):
         content.pop("layouts", None)
-    merged = content | {
-        key: value for key, value in overrides.items() if value is not None or key in ("values", "group")
-    }
+    if "masks" in overrides:
+        content.pop("mask_endings", None)
+    merged = content | overrides
+    if "splits" in overrides:
+        merged["splits"] = _over(content.get("splits", SPLITS), overrides["splits"])
     if "splits" in overrides and "layouts" in merged:
-        merged["layouts"] = [layout | {"splits": overrides["splits"]} for layout in _fitting(merged, overrides)]
+        merged["layouts"] = [
+            layout | {"splits": _over(layout.get("splits", content.get("splits", SPLITS)), overrides["splits"])}
+            for layout in _fitting(merged["layouts"], overrides["splits"])
+        ]
     card = _card(Path(name).stem if home else name, merged)
     if root is not None:
         return replace(card, root=str(Path(root).expanduser()))
@@ -106,7 +132,10 @@ def _read(name: str) -> tuple[dict[str, Any], Path | None]:
         path = Path(name).expanduser()
         if not path.is_file():
             raise UserError(f"There is no data card {name}.")
-        text, home = path.read_text(encoding="utf-8"), path.parent
+        try:
+            text, home = path.read_text(encoding="utf-8"), path.parent
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The data card {name} can't be read ({error}); it is a text file in UTF-8.") from None
     else:
         if name not in list_cards():
             raise UserError(
@@ -130,30 +159,43 @@ def _check_keys(content: Mapping[str, Any], where: str, allowed: tuple[str, ...]
             raise UserError(f"The {where} has the unknown key {key!r}{hint}")
 
 
-def _fitting(merged: dict[str, Any], overrides: dict[str, Any]) -> list[dict[str, Any]]:
-    """The layouts that can serve the given splits: folders need {split} in the pattern, a seed or list does not."""
-    train = overrides["splits"].get("train") if isinstance(overrides["splits"], dict) else None
-    by_folder = isinstance(train, str) and not train.endswith(".txt")
-    return [one for one in merged["layouts"] if ("{split}" in str(one.get("images", ""))) == by_folder]
+def _check_kinds(content: Mapping[str, Any], where: str) -> None:
+    for key, (kind, wanted) in KINDS.items():
+        if key in content and (not isinstance(content[key], kind) or isinstance(content[key], bool)):
+            raise UserError(f"{key} of the {where} is {content[key]!r}; give {wanted}.")
+    if content.get("channels", 1) < 1:
+        raise UserError(f"channels of the {where} is {content['channels']}; give {KINDS['channels'][1]}.")
+    for layout in content.get("layouts", ()):
+        if not isinstance(layout, Mapping):
+            raise UserError(f"layouts of the {where} holds {layout!r}; give {KINDS['layouts'][1]}.")
+        _check_keys(layout, f"layout of the {where}", LAYOUT_KEYS)
+        _check_kinds(layout, f"layout of the {where}")
+
+
+def _over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {split: choice for split, choice in {**own, **given}.items() if choice is not None}
+
+
+def _fitting(layouts: Sequence[dict[str, Any]], splits: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+    """The layouts that can serve the given splits: a folder needs {split} in the pattern, a list must not have it."""
+    choices = [c for value in splits.values() for c in (value if isinstance(value, list | tuple) else [value])]
+    wanted = {not choice.endswith(".txt") for choice in choices if isinstance(choice, str)}
+    return [one for one in layouts if wanted <= {"{split}" in str(one.get("images", ""))}] or layouts
 
 
 def _card(name: str, content: dict[str, Any]) -> Card:
     where = f"data card {name!r}"
-    for key in ("images", "masks", "classes"):
-        if key in content:
-            content[key] = _texts(content[key], f"{key} of the {where}")
-    for pattern in (*content.get("images", ()), *content.get("masks", ())):
-        if "{name}" not in pattern:
-            raise UserError(
-                f"The {where} has the pattern {pattern!r} without {{name}}; write it like images/{{name}}.*"
-            )
-    layouts = []
-    for layout in content.pop("layouts", None) or ():
-        _check_keys(layout, f"layout of the {where}", LAYOUT_KEYS)
-        layouts.append({k: v if k == "splits" else _texts(v, f"{k} of the {where}") for k, v in layout.items()})
-    content["colors"] = tuple(_rgb(color, where) for color in content.get("colors") or ())
-    content["intensity"] = dict(content.get("intensity") or {})
-    card = Card(name=name, layouts=tuple(layouts), **content)
+    layouts = [dict(layout) for layout in content.pop("layouts", ())]
+    for part in (content, *layouts):
+        for key in {"images", "masks", "classes", "mask_endings"} & part.keys():
+            part[key] = _texts(part[key], f"{key} of the {where}")
+        for pattern in (*part.get("images", ()), *part.get("masks", ())):
+            if "{name}" not in pattern:
+                raise UserError(
+                    f"The {where} has the pattern {pattern!r} without {{name}}; write it like images/{{name}}.*"
+                )
+    content["colors"] = tuple(_rgb(color, where) for color in content.get("colors", ()))
+    card = _with_endings(Card(name=name, layouts=tuple(layouts), **content))
     for one in (card.splits, *(layout.get("splits", card.splits) for layout in layouts)):
         _check_splits(one, where)
     if card.group is not None:
@@ -162,6 +204,16 @@ def _card(name: str, content: dict[str, Any]) -> Card:
         except re.error as error:
             raise UserError(f"group of the {where} is {card.group!r}, no regular expression: {error}.") from None
     return _counted(card, where)
+
+
+def _with_endings(card: Card) -> Card:
+    """The card with every pattern of masks written out for each ending."""
+
+    def written_out(masks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(mask.replace("{name}", f"{{name}}{ending}") for mask in masks for ending in card.mask_endings)
+
+    layouts = tuple(one | {"masks": written_out(one.get("masks", card.masks))} for one in card.layouts)
+    return replace(card, masks=written_out(card.masks), layouts=layouts, mask_endings=("",))
 
 
 def _counted(card: Card, where: str) -> Card:
@@ -179,11 +231,7 @@ def _counted(card: Card, where: str) -> Card:
     return replace(card, num_classes=number)
 
 
-def _check_splits(splits: object, where: str) -> None:
-    if not isinstance(splits, dict):
-        raise UserError(
-            f"splits of the {where} is {splits!r}; give a mapping such as {{seed: 0, val: 0.1, test: 0.1}}."
-        )
+def _check_splits(splits: Mapping[str, Any], where: str) -> None:
     shares = 0.0
     for name, choices in splits.items():
         for choice in choices if isinstance(choices, list | tuple) else [choices]:

@@ -1,9 +1,10 @@
 """From a file's values to pixels: bit depth, window, percentile, z-score, channel order; for data sets and predict."""
 
-import glob
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.datasets.pixels import ORIENTATION, pil_values, read_stored, upright
-from zoo.datasets.splits import SUFFIXES
-from zoo.errors import UserError
+from zoo.errors import UserError, nearest
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow's
 
@@ -41,16 +41,33 @@ class Intensity:
         ]
         if len(set_ones) > 1:
             raise UserError(f"intensity sets {' and '.join(set_ones)}; choose one of them.")
-        if self.bits is not None and not 1 <= self.bits <= 32:
-            raise UserError(f"intensity.bits is {self.bits}; give 1 to 32.")
+        if self.bits is not None and not (_are(Integral, [self.bits]) and 1 <= self.bits <= 32):
+            raise UserError(f"intensity.bits is {self.bits!r}; give 1 to 32.")
         for key in ("window", "percentile"):
             limits = getattr(self, key)
-            if limits is not None and (len(limits) != 2 or not limits[0] < limits[1]):
-                raise UserError(f"intensity.{key} is {list(limits)}; give [low, high] with low below high.")
+            if limits is not None and not (_are(Real, limits) and len(limits) == 2 and limits[0] < limits[1]):
+                raise UserError(f"intensity.{key} is {limits!r}; give [low, high], numbers with low below high.")
         if self.percentile is not None and not (self.percentile[0] >= 0 and self.percentile[1] <= 100):
-            raise UserError(f"intensity.percentile is {list(self.percentile)}; give numbers from 0 to 100.")
-        if self.channels is not None and (not self.channels or min(self.channels) < 0):
-            raise UserError(f"intensity.channels is {list(self.channels)}; give the file's channels, counted from 0.")
+            raise UserError(f"intensity.percentile is {self.percentile!r}; give numbers from 0 to 100.")
+        if not isinstance(self.zscore, bool):
+            raise UserError(f"intensity.zscore is {self.zscore!r}; give true or false.")
+        if self.channels is not None and not (
+            _are(Integral, self.channels) and self.channels and min(self.channels) >= 0
+        ):
+            raise UserError(f"intensity.channels is {self.channels!r}; give a list of the file's channels, from 0.")
+
+    @classmethod
+    def of(cls, mapping: object) -> "Intensity":
+        """The Intensity of a card's or config's mapping; raises UserError for an unknown key and a wrong value."""
+        if not isinstance(mapping, Mapping):
+            raise UserError(f"intensity is {mapping!r}; give a mapping such as {{bits: 12}}.")
+        keys = [field.name for field in fields(cls)]
+        for key in mapping:
+            if key not in keys:
+                raise UserError(
+                    f"intensity has the unknown key {key!r}{nearest(key, keys) or '.'} Keys are {', '.join(keys)}."
+                )
+        return cls(**mapping)
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         """(H, W, C) in file values -> pixels: uint8 stays uint8 where nothing is set (its range is [0, 1] by /255)."""
@@ -117,22 +134,9 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return tensor.float().div_(255) if pixels.dtype == np.uint8 else tensor.float()
 
 
-def find_images(where: str | Path) -> Iterator[Path]:
-    """The image files of a folder (subfolders too), a glob or a file's path, in the order of their names.
-
-    Raises UserError where there is none.
-    """
-    path = Path(where).expanduser()
-    if path.is_dir():
-        files = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-    elif path.exists():
-        files = [path]
-    else:
-        files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix.lower() in SUFFIXES]
-    if not files:
-        what = "The folder holds no images" if path.is_dir() else "There is no file, folder or pattern with images"
-        raise UserError(f"{what}: {where}; image files end in {', '.join(SUFFIXES)}.")
-    return iter(sorted(files))
+def _are(kind: type, values: Any) -> bool:
+    """Whether it is a list of numbers of a kind; true and false are no numbers."""
+    return isinstance(values, list | tuple) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
 
 
 def _with_channels(array: np.ndarray, channels: int, name: str) -> np.ndarray:

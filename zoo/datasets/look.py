@@ -1,6 +1,6 @@
 """Class values found by looking at the masks, and the resolved card: root, layout and number of classes known."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,16 @@ import numpy as np
 
 from zoo.datasets.card import Card
 from zoo.datasets.masks import JPEG, pack_colors, read_labels
+from zoo.datasets.pixels import stored_size
 from zoo.datasets.prepare import find_root
-from zoo.datasets.splits import choose_layout, split_pairs
+from zoo.datasets.progress import tracked
+from zoo.datasets.splits import Pair, choose_layout, drop_maskless, split_pairs
 from zoo.datasets.values import Color, parse_values
 from zoo.errors import UserError
 
 LIMIT = 200  # masks looked at
 VOID = 255
+BLACK_AND_WHITE = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,18 @@ class Found:
 def resolve(card: Card) -> Card:
     """The card with its root found (files made where it can), its layout chosen, and `num_classes` known.
 
-    With `values: look` (or no classes and no values at all) up to 200 training masks are read; `found` then says in a
-    sentence what they hold and how to override it. A resolved card is returned as it is.
+    With `values: look` (or no classes and no values at all) up to 200 masks of all splits are read; `found` then says
+    in a sentence what they hold and how to override it. A resolved card is returned as it is.
     Raises UserError for missing files and for masks that no rule explains.
     """
     root = find_root(card)
     card = replace(card, root=str(root), layouts=(), prepare=None, **choose_layout(card, root))
+    card, note = drop_maskless(card)
+    card = replace(card, found=card.found or note)
     if card.num_classes is not None and parse_values(card.values).kind != "look":
         return card
-    found = look([pair.mask for pair in split_pairs(card)["train"]], num_classes=card.num_classes)
+    masks = [pair.mask for pairs in split_pairs(card).values() for pair in pairs]
+    found = look(masks, num_classes=card.num_classes)
     if card.num_classes is not None and found.num_classes > card.num_classes:
         raise UserError(
             f"The card {card.name!r} says {card.num_classes} class(es), but the masks differ. {found.sentence}"
@@ -49,8 +55,26 @@ def resolve(card: Card) -> Card:
         values=found.values,
         num_classes=card.num_classes or found.num_classes,
         colors=card.colors or found.colors,
-        found=found.sentence,
+        found=f"{found.sentence} {note}".strip(),
     )
+
+
+def check_sizes(pairs: Iterable[Pair]) -> None:
+    """Compare the sizes of images and masks by their headers (0.1 ms a pair). Raises UserError for differences.
+
+    Height and width may be exchanged, as an EXIF orientation does: that shows when the pair is read.
+    """
+    wrong = []
+    for pair in tracked(list(pairs), "Comparing sizes"):
+        image, mask = stored_size(pair.image), stored_size(pair.mask)
+        if image and mask and sorted(image) != sorted(mask):
+            wrong.append(f"{pair.mask} is {mask[0]}x{mask[1]}, its image {image[0]}x{image[1]}")
+    if wrong:
+        many = f"{len(wrong)} masks have" if len(wrong) > 1 else "1 mask has"
+        raise UserError(
+            f"{many} another size (height x width) than the image: {'; '.join(wrong[:3])}{'; ...' * (len(wrong) > 3)}."
+            " Make masks of the images' sizes or take the pairs out."
+        )
 
 
 def look(masks: Sequence[Path], limit: int = LIMIT, num_classes: int | None = None) -> Found:
@@ -58,30 +82,40 @@ def look(masks: Sequence[Path], limit: int = LIMIT, num_classes: int | None = No
 
     Numbers: two values are background and foreground, the lower first (greys between, as JPEG leaves them, count by
     the middle); 0..K-1 are K classes, 255 beside them is ignored; 1..K and evenly stretched greys are classes in
-    order. Palettes count by index. Colours are classes in the order of (red, green, blue).
+    order. Palettes count by index as long as an index has one colour in all files, else by colour. Colours are classes
+    in the order of (red, green, blue).
     Raises UserError for anything else.
     """
     step = max(1, -(-len(masks) // limit))
     chosen = list(masks)[::step]
-    counts: np.ndarray = np.zeros(65536, np.int64)
+    counts: np.ndarray = np.zeros(65536, np.int64)  # pixels of each number in grey files
+    indices: np.ndarray = np.zeros(65536, np.int64)  # the same of palette and 1-bit files
     colors = np.zeros(1 << 24, bool)
+    named: set[tuple[int, int]] = set()  # (index, colour) of these
     palette: np.ndarray | None = None
     lossy = False
-    for path in chosen:
+    for path in tracked(chosen, "Looking at masks"):
         array, own_palette, _ = read_labels(path)
-        palette = own_palette if own_palette is not None else palette
         lossy |= path.suffix.lower() in JPEG
-        if array.ndim == 3:
+        palette = own_palette if own_palette is not None else palette
+        if own_palette is not None or array.dtype == bool:
+            meaning = BLACK_AND_WHITE if own_palette is None else own_palette
+            used: np.ndarray = np.bincount(array.ravel().astype(np.uint8), minlength=256)
+            indices[:256] += used
+            named |= {(int(i), int(pack_colors(meaning[i]))) for i in np.flatnonzero(used)}
+        elif array.ndim == 3:
             colors[pack_colors(array)] = True
         elif array.min(initial=0) < 0 or array.max(initial=0) > 65535:
             raise UserError(f"{path} holds numbers outside 0 to 65535; masks hold class numbers or colours.")
         else:
             counts += np.bincount(array.ravel().astype(np.int64), minlength=65536)
     seen = f"Looked at {len(chosen)} of {len(masks)} mask{'s' * (len(masks) != 1)}"
-    if colors.any():
+    contradicting = len(named) > len({index for index, _ in named})
+    if contradicting or colors.any():
+        colors[[code for _, code in named]] = True
         colors[np.flatnonzero(counts[:256]) * 0x010101] = True  # a black mask looks like a grey one
         return _from_colors(np.flatnonzero(colors).tolist(), seen, chosen[0])
-    return _from_numbers(counts, seen, lossy, palette, chosen[0], num_classes or 0)
+    return _from_numbers(counts + indices, seen, lossy, palette, chosen[0], num_classes or 0)
 
 
 def _from_numbers(
@@ -106,7 +140,7 @@ def _from_numbers(
             " map ranges: --data.card.values '{0-63: 0, 64-191: 1, 192-255: 2}'."
         )
     small = [v for v in values if v != VOID]
-    if len(values) == 2 and at_least <= 2:
+    if len(values) == 2 and at_least <= 2 and values not in ([0, 1], [1, 2]):
         return _in_order({str(value): i for i, value in enumerate(values)}, f"{values[0]} and {values[1]}", seen, ())
     if small[0] in (0, 1) and small[-1] < max(2 * len(small), 21):
         return _from_ids(small, VOID in values, seen, palette, at_least)
@@ -129,14 +163,18 @@ def _two_ended(counts: np.ndarray, values: list[int], lossy: bool) -> bool:
 
 
 def _from_ids(small: list[int], void: bool, seen: str, palette: np.ndarray | None, at_least: int) -> Found:
-    """Class numbers from 0 or 1 on; a gap is a class that these masks do not show."""
+    """Class numbers from 0 or 1 on; a gap is a class that these masks do not show.
+
+    255 is ignored also where these masks do not show it: it is rare, and masks not looked at may hold it.
+    """
     number = max(small[-1] + 1, at_least)
     ignored = ", 255 is ignored" if void else ""
     colors = tuple((int(r), int(g), int(b)) for r, g, b in palette[:number]) if palette is not None else ()
+    rest: dict[str, Any] = {str(VOID): "ignore"} if number <= VOID else {}
     if small[0] == 1 and small == list(range(1, number)) and len(small) > 1:
-        mapping = {str(value): value - 1 for value in small} | ({str(VOID): "ignore"} if void else {})
+        mapping = {str(value): value - 1 for value in small} | rest
         return _in_order(mapping, f"1 to {number - 1}{ignored}", seen, colors[1:])
-    mapping = {str(value): value for value in range(number)} | ({str(VOID): "ignore"} if void else {})
+    mapping = {str(value): value for value in range(number)} | rest
     if number <= 2:
         return Found(mapping, 1, (), f"{seen}: 0 and 1{ignored}, so binary, 1 is the foreground. {_override(mapping)}")
     text = f"{seen}: class numbers 0 to {number - 1}{ignored}, so {number} classes. {_override(mapping)}"

@@ -57,13 +57,12 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray | None, int]:
         try:
             with Image.open(path) as image:
                 if image.mode in ("P", "1"):
-                    palette = image.getpalette("RGB") if image.mode == "P" else None
+                    array = np.array(image)  # first: loading a TIFF turns it and forgets the orientation
                     turn = image.getexif().get(ORIENTATION, 1)
-                    colors = np.array(palette, np.uint8).reshape(-1, 3) if palette else None
-                    return np.array(image), colors, turn
+                    return array, _palette(image), turn
         except UnidentifiedImageError:
             pass  # read_stored says so, or reads it by other means
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise unreadable(path, error) from None
     array, turn = read_stored(path)
     if array.ndim == 3 and array.shape[2] in (2, 4):
@@ -80,6 +79,16 @@ def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray | None, int]:
             raise UserError(f"{path} holds fractions; a mask holds class numbers or colours.")
         array = array.astype(np.int32)
     return array, None, turn
+
+
+def _palette(image: Image.Image) -> np.ndarray | None:
+    """(256, 3) uint8 of a palette image, black where its file names fewer colours; None of another."""
+    named = image.getpalette("RGB") if image.mode == "P" else None
+    if not named:
+        return None
+    colors: np.ndarray = np.zeros((256, 3), np.uint8)
+    colors.reshape(-1)[: len(named)] = named
+    return colors
 
 
 def to_ids(array: np.ndarray, card: Card, path: Path) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from zoo.datasets.card import Card
+from zoo.datasets.progress import tracked
 from zoo.errors import UserError
 
 SIZE = 160
@@ -30,7 +31,7 @@ def write_mosaics(folder: Path, card: Card, counts: dict[str, int] = COUNTS, see
         regions = [region(photograph, split) for photograph in photographs]
         for kind in ("images", "masks"):
             (folder / kind / split).mkdir(parents=True)
-        for index in range(count):
+        for index in tracked(range(count), f"Drawing the demo's images ({split})"):
             image, mask = mosaic(regions, np.random.default_rng([seed, number, index]))
             Image.fromarray(image).save(folder / "images" / split / f"{index:03d}.jpg", quality=92)
             drawn = Image.fromarray(mask)

@@ -1,6 +1,11 @@
-"""One image file into an array: Pillow where it keeps the depth, OpenCV for 16-bit and float colour, .npy by NumPy."""
+"""Image files: which there are, and one of them into an array.
 
+Pillow reads where it keeps the depth, OpenCV 16-bit and float colour, NumPy .npy.
+"""
+
+import glob
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +13,42 @@ from PIL import Image, UnidentifiedImageError
 
 from zoo.errors import UserError
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".npy")
+MOST_PIXELS = 2**30  # a phone takes 2e8, which Pillow refuses by default as a bomb; OpenCV's own limit is this one too
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow warns above this and refuses above twice as many
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # a broken file raises as well
 ORIENTATION = 0x0112  # the EXIF tag
 DEEP = ("RGB", "RGBA", "RGBX", "LA", "CMYK")  # modes that Pillow cuts to 8 bits
+
+
+def find_images(where: str | Path) -> Iterator[Path]:
+    """The image files of a folder (subfolders too), a glob or a file's path, in the order of their names.
+
+    Raises UserError where there is none.
+    """
+    path = Path(where).expanduser()
+    if path.is_dir():
+        files = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    elif path.exists():
+        files = [path]
+    else:
+        files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix.lower() in SUFFIXES]
+    if not files:
+        what = "The folder holds no images" if path.is_dir() else "There is no file, folder or pattern with images"
+        raise UserError(f"{what}: {where}; image files end in {', '.join(SUFFIXES)}.")
+    return iter(sorted(files))
+
+
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """(H, W) as the file's header says it, before any turning; None where the header alone does not tell."""
+    try:
+        if path.suffix.lower() == ".npy":
+            shape = np.load(path, mmap_mode="r").shape
+            return (shape[0], shape[1]) if len(shape) in (2, 3) else None
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return None  # reading the file says what is wrong with it
 
 
 def read_stored(path: str | Path) -> tuple[np.ndarray, int]:
@@ -43,7 +82,9 @@ def pil_values(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif image.mode not in ("L", "LA", "RGB", "RGBA", "I", "F") and not image.mode.startswith("I;16"):
         image = image.convert("RGB")
-    return np.array(image)
+    array = np.array(image)
+    # PNG has no 32 bits: Pillow before 10.3 opens its 16-bit grey as mode I
+    return array.astype(np.uint16) if image.mode == "I" and image.format == "PNG" else array
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -61,12 +102,15 @@ def unreadable(path: Path, error: Exception) -> UserError:
     """The sentence for a file that exists in part or not at all."""
     if isinstance(error, FileNotFoundError):
         return UserError(f"There is no file {path}.")
+    if isinstance(error, Image.DecompressionBombError):
+        return UserError(f"{path} has more than {MOST_PIXELS} pixels; cut it into parts or make it smaller.")
     return UserError(f"{path} can't be read ({error}); it may be truncated: replace it or take it out.")
 
 
 def _read_cv2(path: Path) -> np.ndarray:
     import cv2
 
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a broken file's sentence comes from here
     array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise UserError(f"{path} is no image that can be read; replace it or take it out.")

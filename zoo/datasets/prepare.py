@@ -16,7 +16,8 @@ from zoo.errors import UserError, nearest
 def find_root(card: Card) -> Path:
     """The folder with the card's files; prepared first where the card knows how and they are missing.
 
-    A prepared card without a root lives in the user's cache folder, visionzoo/data/<card>.
+    A prepared card without a root lives in the user's cache folder, visionzoo/data/<card>. With one, its files are made
+    in that folder where it is empty or missing; a download wants the folder to be there.
     Raises UserError where there is no root, no such folder, or preparing fails.
     """
     if card.prepare is None:
@@ -30,6 +31,11 @@ def find_root(card: Card) -> Path:
     if card.prepare not in PREPARE:
         raise UserError(f"There is no prepare function {card.prepare!r}{nearest(card.prepare, PREPARE) or '.'}")
     root = Path(card.root).expanduser() if card.root else cache_folder() / "data" / card.name
+    if card.root and card.prepare in DOWNLOADS and not root.is_dir():
+        raise UserError(
+            f"There is no folder {root}; give the folder of {card.name} as --data.root. To download it, leave"
+            " --data.root out (the files go to the cache folder) or make that folder first."
+        )
     if not root.is_dir() or not any(root.iterdir()):
         _make(PREPARE[card.prepare], card, root)
     return root
@@ -79,3 +85,4 @@ def oxford_iiit_pet(card: Card, folder: Path) -> None:
 
 
 PREPARE: dict[str, Callable[[Card, Path], None]] = {"mosaic": mosaic, "oxford_iiit_pet": oxford_iiit_pet}
+DOWNLOADS = ("oxford_iiit_pet",)  # a mistyped folder shall not become one of 800 MB

@@ -3,16 +3,16 @@
 import hashlib
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from zoo.datasets.card import Card
+from zoo.datasets.pixels import SUFFIXES
 from zoo.errors import UserError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".npy")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,30 @@ def choose_layout(card: Card, root: Path) -> dict[str, Any]:
         if any(_find(root, merged["images"], folder) for folder in folders or [""]):
             return merged
     return own | (card.layouts[-1] if card.layouts else {})
+
+
+def drop_maskless(card: Card) -> tuple[Card, str]:
+    """The card without those choices of its splits that are folders of images and no masks, and a note on them.
+
+    Competitions hand out such a test folder. Only where a card lists choices, as `folder` does, not where it names
+    the one folder that a split is.
+    """
+    root = Path(card.root or ".")
+    splits, notes = dict(card.splits), []
+    for split, choices in card.splits.items():
+        if split == "train" or not isinstance(choices, list | tuple):
+            continue
+        maskless = [
+            choice
+            for choice in choices
+            if isinstance(choice, str)
+            and not _is_list(choice)
+            and _find(root, card.images, choice)
+            and not _find(root, card.masks, choice)
+        ]
+        splits[split] = [choice for choice in choices if choice not in maskless]
+        notes += [f"The images in {choice!r} have no masks, so they are not used." for choice in maskless]
+    return replace(card, splits={split: choices for split, choices in splits.items() if choices != []}), " ".join(notes)
 
 
 def split_pairs(card: Card) -> dict[str, list[Pair]]:
@@ -63,7 +87,7 @@ def split_pairs(card: Card) -> dict[str, list[Pair]]:
                         f"splits.{split} of the data card {card.name!r} is the folder {choice!r}, but images is"
                         f" {card.images[0]!r} without {{split}}; put {{split}} there or split by list or share."
                     )
-                pairs[split] = _paired(card, root, choice)
+                pairs[split] = _paired(card, root, choice, split)
             else:
                 continue
             break
@@ -96,12 +120,17 @@ def _find(root: Path, patterns: Iterable[str], split: str) -> dict[str, Path]:
 
 
 def _match(root: Path, pattern: str, split: str) -> dict[str, Path]:
-    """name -> image file for all files under `root` that match the pattern. Raises UserError for two of one name."""
+    """name -> image file for all files under `root` that match the pattern. Raises UserError for two of one name.
+
+    Names are in Unicode's composed form (NFC): a Mac's zip holds them decomposed.
+    """
     filled = pattern.replace("{split}", split)
     parts = filled.split("/")
     fixed = next(i for i, part in enumerate(parts) if "{name}" in part or "*" in part)
     base = root.joinpath(*parts[:fixed])
-    expression = re.escape("/".join(parts[fixed:])).replace(r"\{name\}", "(?P<name>.+)", 1).replace(r"\*", "[^/]*")
+    expression = (
+        re.escape(_composed("/".join(parts[fixed:]))).replace(r"\{name\}", "(?P<name>.+)", 1).replace(r"\*", "[^/]*")
+    )
     found: dict[str, Path] = {}
     for folder, subfolders, files in os.walk(base, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -109,23 +138,26 @@ def _match(root: Path, pattern: str, split: str) -> dict[str, Path]:
             path = Path(folder, file)
             if file.startswith(".") or path.suffix.lower() not in SUFFIXES:
                 continue
-            if match := re.fullmatch(expression, path.relative_to(base).as_posix()):
+            if match := re.fullmatch(expression, _composed(path.relative_to(base).as_posix())):
                 if match["name"] in found:
                     raise UserError(f"{found[match['name']]} and {path} have one name; keep one of them.")
                 found[match["name"]] = path
     return found
 
 
-def _paired(card: Card, root: Path, split: str) -> list[Pair]:
-    """Every image with its mask; the mask pattern with most matches counts."""
+def _paired(card: Card, root: Path, split: str, name: str = "train") -> list[Pair]:
+    """Every image in the folder `split` with its mask; the mask pattern with most matches counts."""
     images = _find(root, card.images, split)
     if not images:
         _nothing_found(card, root, split)
     masks = max((_match(root, pattern, split) for pattern in card.masks), key=lambda found: len(found.keys() & images))
     where = f"{root / split}" if split else f"{root}"
-    if not masks.keys() & images and not any(_match(root, pattern, split) for pattern in card.masks):
+    if not _find(root, card.masks, split):
         tried = " or ".join(pattern.replace("{split}", split) for pattern in card.masks[:3])
-        raise UserError(f"There are {len(images)} images but no masks in {where}: looked for {tried} in {root}.")
+        way_out = "" if name == "train" else f" To do without this split: --data.card.splits '{{{name}: null}}'."
+        raise UserError(
+            f"There are {len(images)} images but no masks in {where}: looked for {tried} in {root}.{way_out}"
+        )
     for lonely, kind, other in ((images.keys() - masks, "image", "mask"), (masks.keys() - images, "mask", "image")):
         if lonely:
             some = ", ".join((images if kind == "image" else masks)[name].name for name in sorted(lonely)[:3])
@@ -141,20 +173,40 @@ def _listed(card: Card, root: Path, file: str) -> list[Pair]:
     """The pairs that a text file names: one a line, as a name, a file name or a path; further columns are skipped."""
     images = _find(root, card.images, "")
     masks = _find(root, card.masks, "")
+    try:
+        lines = (root / file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The list {root / file} can't be read ({error}); it is a text file in UTF-8.") from None
     pairs = []
-    for line in (root / file).read_text(encoding="utf-8").splitlines():
+    for line in lines:
         if not line.strip() or line.startswith("#"):
             continue
-        first = line.split()[0]
-        candidates = (line.strip(), first, str(Path(first).with_suffix("")), Path(first).name, Path(first).stem)
-        name = next((c for c in candidates if c in images), None)
+        name = next((c for c in _candidates(_composed(line.strip())) if c in images), None)
         if name is None or name not in masks:
             what = "image" if name is None else "mask"
-            raise UserError(f"{root / file} names {first!r}, but there is no such {what} in {root}; correct the list.")
+            raise UserError(
+                f"{root / file} names {line.strip()!r}, but there is no such {what} in {root}; correct the list."
+            )
         pairs.append(Pair(name, images[name], masks[name]))
     if not pairs:
         raise UserError(f"{root / file} names no images; write one name a line.")
     return list(dict.fromkeys(pairs))
+
+
+def _candidates(line: str) -> list[str]:
+    """The names that a list's line may mean, the likeliest first: names hold spaces, and spaces divide columns."""
+    first = line.split()[0]
+    texts = [first] if first.lower().endswith(SUFFIXES) else [line, first]
+    exact_first = [line, *(part for text in texts for part in (text, Path(text).name))]
+    return [name for text in exact_first for name in (text, _bare(text))] + [Path(first).stem]
+
+
+def _bare(name: str) -> str:
+    return str(Path(name).with_suffix("")) if name.lower().endswith(SUFFIXES) else name
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _refuse_missing_list(card: Card, root: Path, split: str) -> None:

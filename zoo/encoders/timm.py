@@ -268,8 +268,9 @@ def smallest_side(net: nn.Module, channels: int, multiple: int, taps: Sequence[i
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """Build and run nets without memory, without warnings, and without drawing from the user's random numbers."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), warnings.catch_warnings(action="ignore"):
+    """Build and run nets without memory and warnings, whatever the caller's random numbers and inference mode."""
+    quiet = warnings.catch_warnings(action="ignore")
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.device("meta"), quiet:
         yield
 
 
