@@ -91,6 +91,15 @@ def test_several_test_sets_stand_side_by_side(folder):
     assert re.search(r"cat</td><td class=\"number\">0.2500</td><td class=\"number\">0.5000</td>", page.read_text())
 
 
+def test_a_split_that_could_not_be_measured_says_why_in_its_place(folder):
+    sets = {"kvasir": {"images": 1, "iou/cat": 0.25}, "etis": {"notice": "etis <1> is truncated."}}
+    (folder / "test.json").write_text(json.dumps(sets))
+    page = write_page(folder)
+    parsed(page)
+    assert "etis &lt;1&gt; is truncated." in page.read_text()
+    assert "Measured on the etis split" not in page.read_text()
+
+
 def test_an_empty_folder_still_makes_a_page(tmp_path):
     parsed(write_page(tmp_path))
 

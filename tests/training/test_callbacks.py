@@ -1,11 +1,13 @@
 import csv
 import io
+import math
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 
-from zoo.training.callbacks import Keep, Show, Tables, clock, write_table
+from zoo.training.callbacks import Keep, Show, Tables, _left, clock, write_table
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,26 @@ def test_without_a_terminal_there_is_a_plain_line_now_and_then():
     assert lines[0].startswith("epoch 1/3, step 1/10: loss 0.5000")
     assert len(lines) == 9  # the last step's line is the epoch's
     assert shown(30.0, terminal=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("bounds", "left"),
+    [
+        ({"max_epochs": 5}, 30),  # two of five epochs took 20 s
+        ({"max_epochs": -1, "max_steps": 12}, 4),
+        ({"max_epochs": 5, "max_steps": 12}, 4),
+        ({"max_epochs": -1}, math.inf),
+    ],
+)
+def test_the_time_left_is_that_to_the_nearest_bound(bounds, left):
+    trainer = SimpleNamespace(**{"current_epoch": 1, "global_step": 10, "max_steps": -1, "callbacks": [], **bounds})
+    assert _left(trainer, 20.0) == pytest.approx(left)
+
+
+def test_a_bound_on_time_counts_as_what_remains_of_it():
+    timer = Timer("00:00:00:07")
+    trainer = SimpleNamespace(current_epoch=1, global_step=10, max_epochs=5, max_steps=-1, callbacks=[timer])
+    assert _left(trainer, 20.0) == pytest.approx(7, abs=1)
 
 
 def test_on_a_terminal_there_is_a_bar():

@@ -32,7 +32,7 @@ def passes(loader, epochs):
     """[(path, drawn number) for every sample] of each epoch."""
     seen = []
     for epoch in epochs:
-        loader.sampler.set_epoch(epoch)
+        loader.batch_sampler.sampler.set_epoch(epoch)
         seen.append([(p, v) for b in loader for p, v in zip(b["path"], b["image"][:, 0, 0, 0].tolist(), strict=True)])
     return seen
 
@@ -64,7 +64,7 @@ def test_order_is_a_permutation_that_changes_with_epoch_and_seed():
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
-@pytest.mark.parametrize(("size", "world"), [(10, 3), (2, 3), (9, 3), (1, 2)])
+@pytest.mark.parametrize(("size", "world"), [(10, 3), (9, 3), (3, 3)])
 def test_processes_train_on_equally_many_and_evaluate_each_sample_once(monkeypatch, size, world):
     training, evaluation = [], []
     for rank in range(world):
@@ -77,6 +77,23 @@ def test_processes_train_on_equally_many_and_evaluate_each_sample_once(monkeypat
     assert len({len(indices) for indices in training}) == 1
     assert {i for indices in training for i in indices} == set(range(size))
     assert sorted(i for indices in evaluation for i in indices) == list(range(size))
+
+
+def test_fewer_images_than_processes_are_trained_on_by_all_but_not_measured(monkeypatch):
+    for rank in range(3):
+        monkeypatch.setattr(loaders, "processes", lambda rank=rank: (rank, 3))
+        assert len(list(EpochSampler(2))) == 1
+        for ask in (len, list):
+            with pytest.raises(UserError, match=r"has 2 image\(s\), fewer than the 3 processes"):
+                ask(EpochSampler(2, shuffle=False))
+
+
+def test_a_single_sample_left_over_is_dropped_on_every_process(monkeypatch):
+    loader = train_loader(Numbers([(8, 8)] * 10), batch_size=4)  # built before the processes know of each other
+    for rank in range(2):
+        monkeypatch.setattr(loaders, "processes", lambda rank=rank: (rank, 2))
+        assert [len(b["path"]) for b in loader] == [4]  # of 5 samples
+        assert len(loader) == 1
 
 
 def test_global_batches_are_the_same_for_any_number_of_processes(monkeypatch):
@@ -122,8 +139,8 @@ def test_rates_keep_class_ids_whole_and_sides_multiples_of_32():
 
 def test_rates_pass_the_epoch_on():
     rated = train_loader(Numbers([(32, 32)] * 4), batch_size=2, rates=(1, 2))
-    rated.sampler.set_epoch(5)
-    assert rated.loader.sampler.epoch == 5
+    rated.batch_sampler.sampler.set_epoch(5)
+    assert rated.loader.batch_sampler.sampler.epoch == 5
 
 
 def test_evaluation_batches_equal_neighbours_up_to_the_limits():

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from zoo.errors import UserError
-from zoo.training.module import create_optimizer, create_schedule
+from zoo.training import module as modules
+from zoo.training.module import Training, create_optimizer, create_schedule
 from zoo.training.recipe import Optimizer, Scheduler
 
 
@@ -42,6 +43,32 @@ def test_cosine_and_poly_fall_with_every_step_to_their_end():
 def test_the_warm_up_rises_in_a_straight_line_to_the_full_rate_and_takes_at_most_half():
     assert rates(Scheduler(name="constant", warmup=3), 6) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
     assert rates(Scheduler(name="constant", warmup=50), 4) == pytest.approx([1 / 3, 2 / 3, 1, 1])
+
+
+def test_without_a_known_end_only_schedules_without_one_serve():
+    assert create_schedule(Scheduler(name="constant"), steps=math.inf)[0](10**9) == 1
+    assert create_schedule(Scheduler(name="step"), steps=math.inf)[1] == "epoch"
+    for scheduler in (Scheduler(name="cosine"), Scheduler(name="poly"), Scheduler(name="constant", warmup=3)):
+        with pytest.raises(UserError, match=r"needs the number of steps.*trainer\.max_epochs"):
+            create_schedule(scheduler, steps=math.inf)
+
+
+@pytest.mark.parametrize(("own", "others"), [(math.nan, 0), (1.0, 1), (math.inf, 1)])
+def test_a_loss_that_is_not_finite_on_one_process_stops_all_of_them(monkeypatch, own, others):
+    module = Training(nn.Linear(1, 1), None)
+    module._names, module._sums, module._last = ["loss"], torch.tensor([2.0, 4.0]), torch.tensor(own)
+
+    def all_reduce(values):
+        values[-1] += others
+
+    monkeypatch.setattr(modules, "processes", lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(Training, "current_epoch", 2)
+    with pytest.raises(UserError, match="infinite or not a number at the end of epoch 3"):
+        module.reduce_terms()
+    module._last, others = torch.tensor(1.0), 0
+    module.reduce_terms()
+    assert module.terms == {"loss": 0.5}
 
 
 def test_the_step_schedule_has_no_warm_up():

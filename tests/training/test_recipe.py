@@ -36,6 +36,20 @@ def test_what_the_command_line_sets_comes_back_from_the_resolved_yaml(tmp_path):
     assert load_recipe(tmp_path / "r.yaml") == recipe
 
 
+def test_a_folder_named_like_a_number_stays_text(tmp_path):
+    for root in ("1e3", "1.5E-2", "2024", "null", "1.0"):
+        recipe = load_recipe(UNET, [f"--data.card.root={root}", "--data.root", root.replace("null", "'null'")])
+        (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+        assert load_recipe(tmp_path / "r.yaml") == recipe
+    assert load_recipe(UNET, ["--data.root", "1e3"]).data.root == "1e3"
+
+
+def test_a_whole_section_may_be_given_with_names_of_parts():
+    assert load_recipe(UNET, ["--data", "{card: folder}"]).data.card == {"name": "folder"}
+    given = load_recipe(UNET, ["--model", "{encoder: resnet18, decoder: linear}"]).model
+    assert (given["encoder"], given["decoder"]) == ({"name": "resnet18"}, {"name": "linear"})
+
+
 def test_numbers_are_pythons_own_so_that_checkpoints_hold_nothing_else():
     recipe = load_recipe("segmentation/pranet_polyp")
     assert {type(n) for n in (*recipe.data.size, recipe.data.batch_size, recipe.seed)} == {int}
@@ -50,7 +64,10 @@ def test_pranet_polyp_is_the_published_training():
     assert recipe.optimizer.name == "adam"
     assert recipe.optimizer.options() == {"lr": 1e-4}
     assert recipe.loss == {"structure_as_coded": 1.0, "aux": 1.0}
-    assert recipe.trainer == {"max_epochs": 19, "gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"}
+    assert recipe.trainer == {
+        **{"max_epochs": 19, "gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"},
+        **{"devices": 1, "precision": "32-true"},
+    }
     assert (recipe.scheduler.name, recipe.scheduler.every, recipe.scheduler.gamma) == ("step", 50, 0.1)
     assert recipe.monitor is None
 
@@ -107,6 +124,8 @@ def test_a_named_model_can_be_given_its_native_size():
         (["--scheduler.warmpu", "3"], "'scheduler.warmup'"),
         (["--trainer.max_epoch", "3"], "no recipe key 'trainer.max_epoch' - did you mean 'trainer.max_epochs'"),
         (["--trainer.callbacks", "x"], "The run sets it itself"),
+        (["--trainer.val_check_interval", "0.5"], "The run sets it itself"),
+        (["--seed", "5000000000"], "'seed' is 5000000000; it takes a whole number from 0 to 4294967295"),
         (["--model.decodr", "unet"], "'model.decoder'"),
         (["--data.size.x", "3"], "'data.size' is \\[384, 384\\] and holds no keys"),
         (["--data", "3"], "'data' holds keys of its own, not 3"),
@@ -162,6 +181,11 @@ def test_numbers_with_an_exponent_need_no_point(tmp_path):
     file.write_text("model: {name: pranet, mean: [1e-1, 2E-1, 3e+0]}\ndata: {card: demo}\n")
     assert load_recipe(file).model["mean"] == [0.1, 0.2, 3.0]
     assert load_recipe(file).name == "mine"
+
+
+def test_pranet_folder_trains_on_masks_of_any_kind():
+    recipe = load_recipe("segmentation/pranet_folder")
+    assert (recipe.model["num_classes"], recipe.loss) == (None, None)
 
 
 def test_every_key_is_documented():

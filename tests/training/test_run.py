@@ -11,23 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.training.discs import RECIPE, recipe_of, truncate, write_discs
 from zoo.create import load_model
 from zoo.datasets.folder import FolderDataset
 from zoo.errors import UserError
 from zoo.metrics import create_metrics
+from zoo.training import callbacks
 from zoo.training import run as runs
 from zoo.training.callbacks import Keep
+from zoo.training.data import open_data
 from zoo.training.module import Training
 from zoo.training.recipe import load_recipe
-from zoo.training.run import new_folder, open_data
-
-RECIPE = """
-task: segmentation
-model: {encoder: resnet10t, decoder: {name: unet, widths: [16, 8, 8, 8, 4]}}
-data: {card: folder, size: [64, 64], fit: resize, augment: flips, batch_size: 4, num_workers: 0}
-optimizer: {name: adamw, lr: 3.0e-3}
-trainer: {max_epochs: 2, accelerator: cpu, devices: 1}
-"""
+from zoo.training.run import new_folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,30 +31,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def write_discs(root, number, *, sizes=((64, 72), (80, 64)), classes=1):
-    """Images with a bright disc on noise, and masks of 0 and 255, or of class ids."""
-    rng = np.random.default_rng(0)
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True)
-    for i in range(number):
-        height, width = sizes[i % len(sizes)]
-        y, x = np.mgrid[:height, :width]
-        inside = (y - height / 2) ** 2 + (x - width * rng.uniform(0.3, 0.7)) ** 2 < rng.uniform(12, 20) ** 2
-        kind = 1 + i % classes
-        image = rng.normal(90, 15, (height, width, 3))
-        image[inside] += np.roll([110, -50, -50], kind)
-        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{i:02}.png")
-        mask = (inside * (255 if classes == 1 else kind)).astype(np.uint8)
-        Image.fromarray(mask).save(root / "masks" / f"{i:02}.png")
-    return root
-
-
-def recipe_of(folder, data, *overrides, text=RECIPE):
-    path = folder / "discs.yaml"
-    path.write_text(text)
-    return load_recipe(path, ["--data.root", str(data), *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +54,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert run.parts[-3:] == ("runs", "discs", "1")
     assert sorted(path.name for path in run.iterdir()) == [
         *("config.json", "curves.png", "metrics.csv", "model.safetensors", "recipe.yaml", "report.html"),
-        *("run.json", "samples.png", "test.json", "timings.csv"),
+        *("run.json", "samples.png", "splits.json", "test.json", "timings.csv"),
     ]
     for name in ("curves.png", "samples.png"):
         with Image.open(run / name) as image:
@@ -122,7 +93,7 @@ def test_the_checkpoint_answers_as_validation_did(finished):
     rows = table(run / "metrics.csv")
     assert float(rows[kept - 1]["val/mean_iou"]) == max(float(row["val/mean_iou"]) for row in rows)
     metrics = create_metrics(model.task)
-    for sample in FolderDataset(open_data(recipe).card, "val"):
+    for sample in open_data(recipe).original("val"):
         with torch.inference_mode():
             metrics.update(model.answer(sample["image"][None]), {"mask": sample["mask"][None]})
     for name, value in metrics.compute().items():
@@ -149,6 +120,61 @@ def test_test_measures_a_split_and_writes_it_into_the_report(finished):
     assert "Measured on the val split" in (run / "report.html").read_text()
     with pytest.raises(UserError, match=r"no split 'tset'.*'test'"):
         runs.test(run, "tset")
+
+
+def test_the_same_data_in_other_words_are_the_runs_own(finished):
+    run, recipe, _ = finished
+    (run / "test.json").unlink()
+    runs.test(run, overrides=["--trainer.devices", "1", "--data.root", f"{recipe.data.root}/../discs/"])
+    assert set(json.loads((run / "test.json").read_text())) == {"test"}
+    runs.test(run, "val", ["--trainer.limit_test_batches", "1"])  # not the whole split, so not the run's figure
+    assert set(json.loads((run / "test.json").read_text())) == {"test"}
+
+
+def test_a_test_takes_no_key_of_the_training(finished):
+    with pytest.raises(UserError, match=r"'seed' is the run's own; a test takes keys of data and trainer alone"):
+        runs.test(finished[0], overrides=["--seed", "3"])
+
+
+def test_a_run_that_cannot_be_written_to_is_measured_all_the_same(finished, monkeypatch, capsys):
+    run, before = finished[0], (finished[0] / "report.html").read_bytes()
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(runs.record, "write_json", refuse)
+    assert 0 <= runs.test(run)["mean_iou"] <= 1
+    told = capsys.readouterr().out
+    assert "test: " in told
+    assert "cannot be written to (Read-only file system)" in told
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_images_that_come_after_the_training_change_no_split(tmp_path):
+    data = write_discs(tmp_path / "discs", 12)
+    run = runs.train(recipe_of(tmp_path, data, "--trainer.max_epochs", "1"), runs=tmp_path / "my runs")
+    assert json.loads((run / "run.json").read_text())["commands"]["test it"] == f"zoo test '{run}'"
+    before = runs.test(run)
+    write_discs(data, 40, first=12)
+    assert runs.test(run) == before
+    [[_, image, _]] = json.loads((run / "splits.json").read_text())["test"]
+    (data / image).unlink()
+    with pytest.raises(UserError, match=rf"1 of the split 'test''s files are gone.*{image}.*splits\.json"):
+        runs.test(run)
+
+
+def test_other_data_are_read_as_the_model_reads_images(tmp_path, monkeypatch):
+    data = write_discs(tmp_path / "discs", 12)
+    for file in (data / "images").iterdir():
+        pixels = np.array(Image.open(file).convert("L")).astype(np.uint16) * 16
+        Image.fromarray(pixels).save(file)
+    text = RECIPE.replace("card: folder", "card: {name: folder, channels: 1, intensity: {bits: 12}}")
+    run = runs.train(recipe_of(tmp_path, data, "--trainer.max_epochs", "1", text=text), runs=tmp_path / "runs")
+    (tmp_path / "mine.yaml").write_text(
+        "images: images/{name}.*\nmasks: masks/{name}.*\nvalues: grey\nnum_classes: 1\n"
+    )
+    other = ["--data.card", str(tmp_path / "mine.yaml"), "--data.root", str(data)]
+    assert runs.test(run, overrides=other) == runs.test(run)
 
 
 def test_on_other_data_test_leaves_the_run_alone(finished, tmp_path):
@@ -216,7 +242,14 @@ def test_without_held_out_images_the_run_says_so_and_keeps_the_last_epoch(tmp_pa
     printed = []
     monkeypatch.setattr(runs.Console, "print", lambda self, *text, **_: printed.append(" ".join(map(str, text))))
     data = write_discs(tmp_path / "discs", 8, sizes=((64, 64),))
-    overrides = ("--data.card.splits", "{seed: 0}", "--data.size", "[32, 64]", "--model.input_size", "[64, 64]")
+    overrides = (
+        "--data.card.splits",
+        "{val: null, test: null}",
+        "--data.size",
+        "[32, 64]",
+        "--model.input_size",
+        "[64, 64]",
+    )
     run = runs.train(recipe_of(tmp_path, data, *overrides), runs=tmp_path / "runs")
     notes = [line for line in printed if line.startswith("Note: ")]
     assert any("no val split" in note for note in notes)
@@ -257,6 +290,9 @@ def test_the_best_epoch_is_kept_not_the_last_and_nan_never_beats_a_number(tmp_pa
         (["--trainer.precision", "17"], r"trainer keys do not fit"),
         (["--trainer.accelerator", "gpuu"], r"trainer keys do not fit"),
         (["--model.num_classes", "3", "--loss", "{bce: 1}"], r"bce"),
+        (["--trainer.max_epochs", "0"], r"made no step, so there is nothing to keep.*max_epochs"),
+        (["--trainer.limit_train_batches", "0"], r"made no step"),
+        (["--trainer.max_epochs", "-1"], r"needs the number of steps"),
     ],
 )
 def test_mistakes_are_sentences_and_leave_no_folder(tmp_path, overrides, sentence):
@@ -295,6 +331,96 @@ def test_an_interrupted_run_keeps_what_was_saved_and_says_so(tmp_path, monkeypat
     assert len(table(run / "metrics.csv")) == 1
     assert "interrupted in epoch 2; the checkpoint is epoch 1" in json.loads((run / "run.json").read_text())["notice"]
     assert "interrupted in epoch 2" in (run / "report.html").read_text()
+
+
+def test_a_worker_that_fails_later_leaves_its_sentence_in_the_report(tmp_path, monkeypatch):
+    data = write_discs(tmp_path / "discs", 10)
+    real = Keep.on_train_epoch_end
+
+    def then_truncate(self, trainer, module):
+        real(self, trainer, module)
+        for file in (data / "images").iterdir():
+            truncate(file)
+
+    monkeypatch.setattr(Keep, "on_train_epoch_end", then_truncate)
+    recipe = recipe_of(tmp_path, data, "--data.num_workers", "1", "--trainer.max_epochs", "3")
+    with pytest.raises(UserError, match="can't be read"):
+        runs.train(recipe, runs=tmp_path / "runs")
+    [run] = tmp_path.glob("runs/discs/*")
+    notice = json.loads((run / "run.json").read_text())["notice"]
+    assert "can't be read" in notice
+    assert "in epoch 2; the checkpoint is epoch 1" in notice
+    assert "Traceback" not in (run / "report.html").read_text()
+
+
+def test_a_killed_worker_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(FolderDataset, "__getitem__", lambda self, key: os.kill(os.getpid(), signal.SIGKILL))
+    recipe = recipe_of(tmp_path, write_discs(tmp_path / "discs", 10), "--data.num_workers", "1")
+    with pytest.raises(UserError, match=r"reads images was killed.*--data\.num_workers 0"):
+        runs.train(recipe, runs=tmp_path / "runs")
+
+
+def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_stays(tmp_path, monkeypatch, capsys):
+    real, calls = callbacks.write_table, []
+
+    def full(path, rows, *, digits):
+        calls.append(path)
+        if len(calls) > 2:
+            raise OSError(28, "No space left on device", str(path))
+        real(path, rows, digits=digits)
+
+    monkeypatch.setattr(callbacks, "write_table", full)
+    with pytest.raises(UserError, match=r"could not be written or read .*No space left on device.*make room"):
+        runs.train(recipe_of(tmp_path, write_discs(tmp_path / "discs", 10)), runs=tmp_path / "runs")
+    [run] = tmp_path.glob("runs/discs/*")
+    load_model(run)
+    assert "the checkpoint is epoch 1" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_a_split_is_measured_leaves_a_finished_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "on_test_epoch_start", lambda self: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(recipe_of(tmp_path, write_discs(tmp_path / "discs", 10)), runs=tmp_path / "runs")
+    [run] = tmp_path.glob("runs/discs/*")
+    assert "notice" not in json.loads((run / "run.json").read_text())
+    assert "The test split could not be measured: it was interrupted" in (run / "report.html").read_text()
+    monkeypatch.undo()
+    runs.test(run)
+    assert "could not be measured" not in (run / "report.html").read_text()
+
+
+def test_a_training_bounded_by_time_alone_needs_a_schedule_without_an_end(tmp_path):
+    data = write_discs(tmp_path / "discs", 10)
+    bounds = ("--trainer", "{max_time: '00:00:00:01', accelerator: cpu, devices: 1}")
+    with pytest.raises(UserError, match=r"scheduler\.name is cosine, which needs the number of steps"):
+        runs.train(recipe_of(tmp_path, data, *bounds), runs=tmp_path / "runs")
+    run = runs.train(recipe_of(tmp_path, data, *bounds, "--scheduler.name", "constant"), runs=tmp_path / "runs")
+    assert "00:00:00:01 of time" in json.loads((run / "run.json").read_text())["told"][0]
+
+
+def test_a_bound_that_is_null_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "EPOCHS", 1)
+    recipe = recipe_of(tmp_path, write_discs(tmp_path / "discs", 10), "--trainer.max_epochs", "null")
+    run = runs.train(recipe, runs=tmp_path / "runs")
+    assert len(table(run / "metrics.csv")) == 1
+    assert ", 1 epochs, " in json.loads((run / "run.json").read_text())["told"][0]
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_the_recipe_for_pranet_trains_on_masks_of_any_kind(tmp_path, classes):
+    data = write_discs(tmp_path / "discs", 6, classes=classes)
+    small = "--model.encoder resnet10t --model.encoder_weights null --data.size [64,64] --model.input_size [64,64]"
+    rest = "--data.num_workers 0 --trainer.max_epochs 1 --trainer.accelerator cpu --data.batch_size 2"
+    recipe = load_recipe("segmentation/pranet_folder", ["--data.root", str(data), *small.split(), *rest.split()])
+    run = runs.train(recipe, runs=tmp_path / "runs")
+    assert load_model(run).task.num_classes == (1 if classes == 1 else 3)
+
+
+def test_wrong_losses_are_told_before_weights_are_fetched(tmp_path):
+    overrides = ("--model.encoder_weights", str(tmp_path / "none.pth"), "--model.num_classes", "3")
+    recipe = recipe_of(tmp_path, write_discs(tmp_path / "discs", 6), *overrides, "--loss", "{structure: 1}")
+    with pytest.raises(UserError, match=r"'structure' does not suit a multiclass task.*--loss null"):
+        runs.train(recipe, runs=tmp_path / "runs")
 
 
 def _claim(parent, barrier, queue):

@@ -1,19 +1,21 @@
 """The two pictures of a run: how it went (curves) and what it sees (samples). Takes arrays and numbers, no tensors."""
 
-import io
-import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-Color = Sequence[int]
+from zoo.files import aside
+from zoo.prediction import Color, Prediction
+
 Rows = Sequence[Mapping[str, float]]
 
 WIDTH = 6.2  # inches: text of 9 points is still legible when a phone shows the picture at its own width
@@ -38,6 +40,7 @@ class Sample:
     name: str = ""
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a letter
 def curves(rows: Rows, path: str | Path, *, kept: int | None = None) -> Path:
     """Loss and validation metrics by epoch as a PNG. rows: those of metrics.csv; kept: the checkpoint's epoch."""
     losses = [name for name in _columns(rows) if name.startswith("train/")]
@@ -77,6 +80,7 @@ def curves(rows: Rows, path: str | Path, *, kept: int | None = None) -> Path:
     return _write(figure, path)
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a letter
 def samples(found: Sequence[Sample], names: Sequence[str], colors: Sequence[Color], path: str | Path) -> Path:
     """A row for each sample: image, truth, prediction, error; as a PNG.
 
@@ -127,23 +131,16 @@ def samples(found: Sequence[Sample], names: Sequence[str], colors: Sequence[Colo
 
 def picture(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 of an image with any number of channels; floats beyond [0, 1] are stretched to it."""
-    if image.dtype != np.uint8:
-        low, high = min(0.0, float(image.min(initial=0))), max(1.0, float(image.max(initial=1)))
-        image = ((image - low) / (high - low) * 255).round().astype(np.uint8)
-    return np.repeat(image[..., :1], 3, axis=2) if image.shape[2] < 3 else image[..., :3]
+    nothing = {"mask": np.zeros((0, *image.shape[:2]), bool), "probabilities": np.zeros((0, *image.shape[:2]))}
+    return np.asarray(Prediction(image, nothing).overlay())
 
 
 def painted(mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], ignore: int | None) -> np.ndarray:
     """(H, W, 3) uint8: each class of `mask` in its colour, background dark, ignored pixels grey."""
-    canvas = np.full((*mask.shape[-2:], 3), 24, np.uint8)
-    if mask.ndim == 3:
-        layers = list(enumerate(mask.astype(bool)))
-    elif len(names) == 1:
-        layers = [(0, mask == 1)]
-    else:
-        layers = [(k, mask == k) for k in range(len(names)) if names[k] != "background"]
-    for k, where in layers:
-        canvas[where] = colors[k]
+    dark = np.full((*mask.shape[-2:], 3), 24, np.uint8)
+    classes = np.zeros((len(names), *mask.shape[-2:]), bool)
+    arrays = {"mask": mask.astype(bool) if mask.ndim == 3 else mask, "probabilities": classes}
+    canvas = np.array(Prediction(dark, arrays, class_names=names, class_colors=colors).overlay(opacity=1))
     if ignore is not None and mask.ndim == 2:
         canvas[mask == ignore] = IGNORED
     return canvas
@@ -195,10 +192,7 @@ def _columns(rows: Rows) -> list[str]:
 
 
 def _write(figure: Any, path: str | Path) -> Path:
-    path = Path(path)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(buffer.getvalue())
-    os.replace(aside, path)
-    return path
+    with aside(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # letters that the font lacks become boxes, and that's no news
+        figure.savefig(temporary, facecolor="white", metadata={"Software": None})
+    return Path(path)

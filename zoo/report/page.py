@@ -6,11 +6,12 @@ It is written anew whenever the folder has something new to tell, so nothing in 
 import base64
 import csv
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from zoo.files import aside
 
 Cells = Sequence[Any]
 
@@ -41,7 +42,8 @@ summary { cursor: pointer; }
 def write_page(folder: str | Path) -> Path:
     """Write report.html into a run's folder from the files there; what is missing is left out. Returns its path.
 
-    run.json: what was trained (see `zoo.training.run`); test.json: {split: {"images": n, metric: value, ...}};
+    run.json: what was trained (see `zoo.training.run`); test.json: {split: {"images": n, metric: value, ...}}, or
+    {split: {"notice": sentence}} where it could not be measured;
     metrics.csv, timings.csv, recipe.yaml, curves.png and samples.png as the run writes them.
     """
     folder = Path(folder)
@@ -68,9 +70,8 @@ def write_page(folder: str | Path) -> Path:
         + "\n".join(section for section in sections if section)
         + "\n</body>\n</html>\n"
     )
-    aside = folder / f".report.html.{os.getpid()}"
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, folder / "report.html")
+    with aside(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return folder / "report.html"
 
 
@@ -90,6 +91,8 @@ def _head(run: Mapping[str, Any]) -> str:
 
 def _figures(split: str, found: Mapping[str, Any]) -> str:
     """A tile for each overall metric of a split."""
+    if "notice" in found:
+        return f'<p class="notice">{escape(found["notice"])}</p>'
     overall = {k: v for k, v in found.items() if k != "images" and "/" not in k}
     tiles = "".join(f"<div><b>{_number(v)}</b><span>{escape(_words(k))}</span></div>" for k, v in overall.items())
     n = found.get("images", 0)

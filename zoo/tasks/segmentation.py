@@ -206,7 +206,8 @@ class Segmentation:
             if name not in known:
                 elsewhere = any(name in terms for terms in TERMS.values())
                 wrong = f"The loss {name!r} does not suit a {self.mode} task" if elsewhere else f"No loss {name!r} here"
-                raise UserError(f"{wrong}{'' if elsewhere else nearest(name, known)}; choose from {', '.join(known)}.")
+                near = "" if elsewhere else nearest(name, known)
+                raise UserError(f"{wrong}{near}; choose from {', '.join(known)}, or take the default (--loss null).")
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise UserError(f"The weight of the loss {name!r} must be a number from 0 up, not {value!r}.")
 

@@ -5,16 +5,17 @@ Lightning calls callbacks in the order given: Tables (which closes the epoch's s
 
 import csv
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zoo.files import aside
 from zoo.training.loader import processes
 
 METRICS, TIMINGS = "metrics.csv", "timings.csv"
@@ -96,14 +97,12 @@ class Tables(Callback):
 def write_table(path: Path, rows: list[dict[str, Any]], *, digits: int) -> None:
     """Write rows as CSV, aside and then renamed; a row without a column has an empty cell there."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with aside(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for row in rows:
             cells = [row.get(name, "") for name in columns]
             writer.writerow([f"{cell:.{digits}g}" if isinstance(cell, float) else cell for cell in cells])
-    os.replace(aside, path)
 
 
 class Keep(Callback):
@@ -186,8 +185,8 @@ class Show(Callback):
             facts.append(f"{name} {module.scores[name]:.4f}{best}")
         facts.append(f"{timing['images_per_second']:.3g} images/s")
         facts.append(clock(timing["train_seconds"] + timing["val_seconds"]))
-        left = (time.perf_counter() - self.began) / row["epoch"] * ((trainer.max_epochs or 0) - row["epoch"])
-        if left > 0:
+        left = _left(trainer, time.perf_counter() - self.began)
+        if 0 < left < math.inf:
             facts.append(f"about {clock(left)} left")
         return f"epoch {row['epoch']}{_of(trainer.max_epochs)}: {', '.join(facts)}"
 
@@ -225,6 +224,14 @@ def clock(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _left(trainer: Trainer, elapsed: float) -> float:
+    """Seconds to the first of the bounds on epochs, steps and time, at the speed so far; infinite without any."""
+    bounds = ((trainer.current_epoch + 1, trainer.max_epochs), (trainer.global_step, trainer.max_steps))
+    left = [elapsed / done * (bound - done) for done, bound in bounds if done and bound is not None and bound > 0]
+    left += [t.time_remaining() or 0.0 for t in trainer.callbacks if isinstance(t, Timer)]  # type: ignore[attr-defined]
+    return min(left, default=math.inf)
 
 
 def _of(total: int | None) -> str:

@@ -24,7 +24,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     shuffle=True (training): a permutation drawn from (seed, epoch); every process gets equally many, for which the
     permutation's beginning is used again where `size` is no multiple of the number of processes. Neighbours go to
     different processes, so that a global batch is the same for any number of them. shuffle=False (evaluation): in
-    order, each sample exactly once over all processes.
+    order, each sample exactly once over all processes; fewer samples than processes are a UserError, since a process
+    without any would leave the others waiting for it.
     """
 
     def __init__(self, size: int, *, seed: int = 0, shuffle: bool = True):
@@ -32,14 +33,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next pass (Lightning calls this through `loader.sampler`)."""
+        """The epoch of the next pass (Lightning calls this)."""
         self.epoch = epoch
 
-    def indices(self) -> list[int]:
+    def indices(self) -> Sequence[int]:
         """This process's indices, in the epoch's order."""
         rank, world = processes()
         if not self.shuffle:
-            return list(range(rank, self.size, world))
+            check_measurable(self.size, world)
+            return range(rank, self.size, world)
         # numbers that follow one another give unrelated permutations only after mixing: hash() of ints is not enough
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.size, generator=generator).tolist()
@@ -50,8 +52,26 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(epoch, index) for index in self.indices()])
 
     def __len__(self) -> int:
-        rank, world = processes()
-        return -(-self.size // world) if self.shuffle else len(range(rank, self.size, world))
+        return -(-self.size // processes()[1]) if self.shuffle else len(self.indices())
+
+
+class Batches(Sampler[list[tuple[int, int]]]):
+    """The keys of `sampler` in batches; the last, smaller one is kept unless it is a single sample beside others.
+
+    BatchNorm has no statistics of one pooled sample. Decided for the samples of this process, when they are counted:
+    a loader is built before the processes know of each other.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int):
+        self.sampler, self.batch_size = sampler, batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        keys = list(self.sampler)
+        return iter([keys[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))])
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.sampler), self.batch_size)
+        return full + (rest > 1 or (rest == 1 and full == 0))
 
 
 class Rates:
@@ -67,8 +87,8 @@ class Rates:
         self.loader, self.rates = loader, tuple(rates)
 
     @property
-    def sampler(self) -> Any:
-        return self.loader.sampler
+    def batch_sampler(self) -> Any:
+        return self.loader.batch_sampler  # where Lightning sets the epoch
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
@@ -111,9 +131,7 @@ def train_loader(
     size = len(dataset)  # type: ignore[arg-type]  # torch declares no __len__
     loader = DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=EpochSampler(size, seed=seed),
-        drop_last=size > 1 < batch_size and size % batch_size == 1,  # BatchNorm has no statistics of one pooled sample
+        batch_sampler=Batches(EpochSampler(size, seed=seed), batch_size),
         collate_fn=one_size,
         **_workers(num_workers),
     )
@@ -167,6 +185,15 @@ class EqualSizes:
             else:
                 runs.append([sample])
         return [default_collate(run) for run in runs]
+
+
+def check_measurable(images: int, world: int) -> None:
+    """Raise UserError where a split to measure has fewer images than there are processes."""
+    if images < world:
+        raise UserError(
+            f"A split to measure has {images} image(s), fewer than the {world} processes; lower trainer.devices"
+            f" (--trainer.devices {images}), or give it more images."
+        )
 
 
 def processes() -> tuple[int, int]:

@@ -76,14 +76,16 @@ class Training(LightningModule):
         """
         if self._sums is None or self._last is None:
             return
+        wrong = (~torch.isfinite(self._last)).to(self._sums)  # on any process: all are to stop, or none
+        reduced = torch.cat([self._sums, wrong[None]])
         if processes()[1] > 1:
-            torch.distributed.all_reduce(self._sums)
-        if not torch.isfinite(self._last):
+            torch.distributed.all_reduce(reduced)
+        *sums, count, failed = reduced.tolist()
+        if failed:
             raise UserError(
-                f"The loss is {self._last.item()} at the end of epoch {self.current_epoch + 1};"
+                f"The loss is infinite or not a number at the end of epoch {self.current_epoch + 1};"
                 f" lower optimizer.lr (now {self.optimizer.lr:g}) or set --trainer.gradient_clip_val 1."
             )
-        *sums, count = self._sums.tolist()
         self.terms = {name: value / count for name, value in zip(self._names, sums, strict=True)}
 
     def validation_step(self, batches: list[Batch], index: int) -> None:
@@ -115,7 +117,7 @@ class Training(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = create_optimizer([p for p in self.model.parameters() if p.requires_grad], self.optimizer)
-        factor, interval = create_schedule(self.scheduler, steps=int(self.trainer.estimated_stepping_batches))
+        factor, interval = create_schedule(self.scheduler, steps=self.trainer.estimated_stepping_batches)
         schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -146,20 +148,27 @@ def create_optimizer(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -
         raise UserError(f"The optimiser {optimizer.name!r} does not take {options}: {error}.") from None
 
 
-def create_schedule(scheduler: Scheduler, *, steps: int) -> tuple[Callable[[int], float], str]:
+def create_schedule(scheduler: Scheduler, *, steps: float) -> tuple[Callable[[int], float], str]:
     """(share of the initial lr as a function of the count, what is counted: "step" or "epoch").
 
-    steps: optimiser steps in the whole training; the warm-up takes at most half of them. cosine and poly fall from 1 to
+    steps: optimiser steps in the whole training, infinite where nobody knows, which only constant without a warm-up
+    and step can take (else a UserError); the warm-up takes at most half of them. cosine and poly fall from 1 to
     `final` with every step; the step schedule is gamma ** (epoch // every), always from the initial lr. (PraNet's code
     multiplies the current one at every epoch from `every` on; within its 19 epochs that is the same.)
     """
-    name, warmup = scheduler.name, min(scheduler.warmup, steps // 2)
+    name, warmup = scheduler.name, min(scheduler.warmup, steps // 2) if scheduler.warmup else 0
     if name not in ("constant", "cosine", "poly", "step"):
         raise UserError(f"There is no scheduler {name!r}{nearest(name, ('constant', 'cosine', 'poly', 'step')) or '.'}")
     if name == "step":
         if scheduler.warmup:
             raise UserError(f"scheduler.warmup is {scheduler.warmup}, but the step schedule has none; set it to 0.")
         return lambda epoch: float(scheduler.gamma ** (epoch // scheduler.every)), "epoch"
+    if math.isinf(steps) and (name != "constant" or scheduler.warmup):
+        what = f"scheduler.warmup is {scheduler.warmup}" if name == "constant" else f"scheduler.name is {name}"
+        raise UserError(
+            f"{what}, which needs the number of steps, but the trainer bounds neither epochs nor steps; set"
+            " trainer.max_epochs or trainer.max_steps, or --scheduler.name constant --scheduler.warmup 0."
+        )
 
     def factor(step: int) -> float:
         if step < warmup:

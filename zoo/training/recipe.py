@@ -41,18 +41,19 @@ But for the task, a key of its own; the intensity, which the data card has; and 
 TRAINER_KEYS = (
     *("accelerator", "strategy", "devices", "num_nodes", "precision", "fast_dev_run"),
     *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"),
-    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches"),
-    *("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps"),
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "check_val_every_n_epoch", "log_every_n_steps"),
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
-    *("deterministic", "benchmark", "inference_mode", "profiler", "detect_anomaly", "barebones", "sync_batchnorm"),
+    *("deterministic", "benchmark", "inference_mode", "profiler", "detect_anomaly", "sync_batchnorm"),
 )
 """What a recipe's `trainer` may hold: lightning.Trainer's arguments that are plain values and not the run's own."""
 
-# The run sets these itself: a recipe can't hold an object, and a run's folder, bars and checkpoints are its own.
+# The run sets these itself: a recipe can't hold an object; a run's folder, bars and checkpoints are its own; and it
+# measures where an epoch ends, since that is what the kept epoch and its figures are.
 TRAINER_KEYS_OF_THE_RUN = (
     *("logger", "callbacks", "plugins", "default_root_dir", "model_registry", "enable_autolog_hparams"),
     *("enable_checkpointing", "enable_progress_bar", "enable_model_summary"),
-    *("use_distributed_sampler", "reload_dataloaders_every_n_epochs"),
+    *("use_distributed_sampler", "reload_dataloaders_every_n_epochs", "overfit_batches", "barebones"),
+    *("val_check_interval", "num_sanity_val_steps", "limit_predict_batches"),
 )
 
 PARTS = ("task", "model", "model.encoder", "model.decoder", "data.card", "optimizer", "scheduler")
@@ -72,7 +73,7 @@ class Data:
     fit: Literal["crop", "resize"] = "crop"
     """how an image comes to that size: crop = random scale, random crop; resize = the whole image, stretched"""
     augment: Literal["none", "flips", "default"] = "default"
-    """what is varied at random: none, flips, or default = flips, colours and blur"""
+    """varied at random: none; flips = both ways; default = left-right, turn, shift, zoom, light, contrast, hue"""
     batch_size: PositiveInt = 8
     """images in a batch, on each device"""
     num_workers: NonNegativeInt = 2
@@ -142,9 +143,9 @@ class Recipe:
     monitor: str | None = "mean_iou"
     """the validation metric whose best epoch is kept; null = the last epoch is kept"""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """handed to lightning.Trainer as it is"""
+    """handed to lightning.Trainer; unless set, all devices are used, and precision is 16-mixed on a GPU"""
     seed: NonNegativeInt = 0
-    """of everything random"""
+    """of everything random, up to 4294967295"""
 
     def to_yaml(self) -> str:
         """The resolved recipe, every key written out; `load_recipe` reads it back to an equal one."""
@@ -234,15 +235,14 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe dialect, with 1e-4 a number, as everyone means it (YAML 1.1 asks for a point: 1.0e-4)."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 class _Dumper(yaml.SafeDumper):
-    """YAML's safe dialect, with tuples as lists."""
+    """YAML's safe dialect, with tuples as lists, and quotes about a text that _Loader would take for a number."""
 
 
+for _dialect in (_Loader, _Dumper):
+    _dialect.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
@@ -307,6 +307,7 @@ def _override(raw: dict[str, Any], key: str, text: str) -> None:
         elif key == "model":
             kept = ("num_classes", "in_channels", "encoder_weights")
             value = {**{k: old[k] for k in kept if k in old}, **value}
+    if isinstance(value, dict):
         for path in PARTS:
             if path.startswith(f"{key}."):
                 _name_part(value, path.removeprefix(f"{key}.").split("."))
@@ -355,6 +356,8 @@ def _build(raw: dict[str, Any]) -> Recipe:
         resolved = _plain(parser.parse_object(given).as_dict())
     except (ArgumentError, TypeError) as error:
         raise UserError(_why(str(error), given)) from None
+    if resolved["seed"] >= 2**32:  # NumPy takes no larger one
+        raise UserError(f"The recipe key 'seed' is {resolved['seed']}; it takes a whole number from 0 to {2**32 - 1}.")
     if Path(resolved["name"]).is_absolute() or ".." in Path(resolved["name"]).parts:
         raise UserError(f"The recipe key 'name' is {resolved['name']!r}; it names a folder below runs/, without `..`.")
     sections = {"data": Data, "optimizer": Optimizer, "scheduler": Scheduler}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import threading
 import warnings
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
+from safetensors import SafetensorError
 
 from zoo.errors import UserError
 from zoo.training.recipe import Recipe
@@ -61,7 +63,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def sentences(recipe: Recipe) -> Iterator[None]:
-    """Errors of workers, Lightning and the device as sentences for whoever wrote the recipe."""
+    """Errors of workers, Lightning, the device and the disk as sentences for whoever wrote the recipe."""
     try:
         yield
     except UserError as error:
@@ -72,10 +74,34 @@ def sentences(recipe: Recipe) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError:
         raise UserError(
-            f"The device's memory is full; lower data.batch_size (now {recipe.data.batch_size}) or data.size."
+            f"The device's memory is full; lower data.batch_size (now {recipe.data.batch_size}) or data.size. Images"
+            " are measured at their original size; where these are large, --model.input_size '[512, 512]' bounds it."
         ) from None
     except MisconfigurationException as error:
         raise UserError(f"The recipe's trainer keys do not fit: {one_line(error)}") from None
+    except BrokenPipeError:
+        raise  # nobody reads what is printed
+    except (OSError, SafetensorError) as error:
+        last = one_line(error).rpartition("Error: ")[2]
+        raise UserError(f"A file could not be written or read ({last}); make room, or see who may use it.") from error
+    except RuntimeError as error:
+        for sign, told in RUNTIME_ERRORS.items():
+            if re.search(sign, str(error)):
+                raise UserError(told.format(one_line(error))) from None
+        raise
+
+
+NO_WORKERS = (
+    "A process that reads images was killed, mostly for lack of memory, or of shared memory (/dev/shm) in a container;"
+    " set --data.num_workers 0, or lower data.batch_size."
+)
+RUNTIME_ERRORS = {
+    r"DataLoader worker \(pid": NO_WORKERS,
+    r"Bus error|shared memory|unable to (write to|open) file": NO_WORKERS,
+    r"deterministic": "trainer.deterministic is set, but a part of this training has no deterministic form on this"
+    " device; set it to warn, or leave it out ({0}).",
+}
+"""What torch says -> what to do about it."""
 
 
 def one_line(error: BaseException) -> str:

@@ -1,0 +1,166 @@
+"""What a run's folder says of it: facts, sentences, figures and JSON; and what an unfinished run leaves."""
+
+import json
+import math
+import platform
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import timm
+import torch
+from rich.console import Console
+
+import zoo
+from zoo.files import aside
+from zoo.model import Model
+from zoo.prediction import default_colors
+from zoo.report import figures
+from zoo.report.page import read_table, write_page
+from zoo.training.callbacks import METRICS, Keep, Tables
+from zoo.training.data import Splits
+from zoo.training.recipe import Recipe
+from zoo.training.surroundings import one_line
+
+SAMPLES = 6
+
+Scores = Mapping[str, float]
+
+
+def describe(recipe: Recipe, data: Splits, model: Model) -> tuple[str, str]:
+    """What is trained, and on what: "unet with resnet34, 24.4 M parameters", "folder (photos/): ..., seed 0"."""
+    encoder, decoder = model.config["encoder"]["name"], model.config["decoder"]["name"]
+    counts = ", ".join(f"{number} {name}" for name, number in data.images.items())
+    parameters = sum(p.numel() for p in model.parameters())
+    classes = model.task.num_classes
+    words = "one class and background" if classes == 1 else f"{classes} classes"
+    size = f" of {by(recipe.data.size)}" if recipe.data.size else ""
+    return (
+        f"{model.config['name'] or decoder} with {encoder}, {parameters / 1e6:.1f} M parameters",
+        f"{data.card.name} ({recipe.data.root or data.card.title}): {words}, {counts} images, batches of"
+        f" {recipe.data.batch_size}{size}, {_length(recipe.trainer)}, seed {recipe.seed}",
+    )
+
+
+def facts_of(recipe: Recipe, data: Splits, model: Model, folder: Path | None) -> dict[str, Any]:
+    """What run.json holds from the start."""
+    what, on = describe(recipe, data, model)
+    return {
+        "title": f"{recipe.name}, run {folder.name}" if folder else recipe.name,
+        "told": [f"{what}; trained on {on}."],
+        "images": data.images,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "monitor": recipe.monitor,
+        "class_names": _class_names(model),
+        "class_colors": [list(color) for color in _colors(model)],
+        "environment": _environment(),
+        "commands": {
+            "train this again": f"zoo train {shlex.quote(f'{folder}/recipe.yaml')}",
+            "test it": f"zoo test {shlex.quote(str(folder))}",
+            "use it": f"zoo predict {shlex.quote(str(folder))} IMAGE -o OUT",
+        },
+    }
+
+
+def kept(keep: Keep) -> str:
+    """Which epoch's model the run holds, and why."""
+    why = f"the best on the val split ({keep.monitor} {keep.score:.4f})"
+    if keep.monitor is None or math.isnan(keep.score):
+        why = "the last" if keep.monitor is None else f"the last, since {keep.monitor} was not measured"
+    return f"Epoch {keep.epoch} is kept, {why}."
+
+
+def told(split: str, scores: Scores) -> str:
+    """A split's overall figures in a line."""
+    overall = [f"{name} {value:.4f}" for name, value in scores.items() if name != "images" and "/" not in name]
+    return f"{split}: {', '.join(overall)} (n = {scores['images']} images)"
+
+
+def leave(
+    folder: Path, facts: dict[str, Any], keep: Keep, tables: Tables, error: BaseException, console: Console
+) -> None:
+    """What an unfinished run leaves: nothing before its first checkpoint, else what was saved and a word on it."""
+    if keep.epoch is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if facts:  # else nobody has heard of the folder yet
+            console.print(f"Nothing was saved yet, so {folder} is gone.")
+        return
+    what = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"ended with an error ({one_line(error)})"
+    notice = f"This training {what} in epoch {len(tables.metrics) + 1}; the checkpoint is epoch {keep.epoch}'s."
+    try:
+        write_json(folder / "run.json", facts | {"notice": notice, "kept_epoch": keep.epoch})
+        draw_curves(folder, keep)
+        console.print(f"{notice} {write_page(folder)} shows it.")
+    except OSError as also:
+        console.print(f"{notice} The report could not be written ({one_line(also)}).")
+
+
+def draw_curves(folder: Path, keep: Keep) -> None:
+    """curves.png, of what metrics.csv holds."""
+    if rows := read_table(folder / METRICS):
+        figures.curves(rows, folder / "curves.png", kept=keep.epoch)
+
+
+def draw_samples(model: Model, data: Splits, split: str, device: torch.device, path: Path) -> None:
+    """The figure of samples at even distances through the split."""
+    dataset = data.original(split)
+    model.to(device).eval()
+    found = []
+    for index in sorted({round(i) for i in np.linspace(0, len(dataset) - 1, SAMPLES)}):
+        sample = dataset[index]
+        with torch.inference_mode():
+            answer = model.answer(sample["image"][None].to(device))
+        image, truth = sample["image"].permute(1, 2, 0).numpy(), sample["mask"].numpy()
+        prediction, name = answer["mask"][0].cpu().numpy(), Path(sample["path"]).name
+        found.append(figures.Sample(image, truth, prediction, model.task.ignore_index, name))
+    figures.samples(found, _class_names(model), _colors(model), path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write aside, then rename; numbers that are none (nan) become null."""
+    with aside(path) as temporary:
+        temporary.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a run's JSON file holds; nothing where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def by(size: Iterable[int]) -> str:
+    """(352, 480) as "352x480"."""
+    return "x".join(map(str, size))
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    return None if isinstance(content, float) and math.isnan(content) else content
+
+
+def _class_names(model: Model) -> list[str]:
+    task = model.task
+    if task.class_names:
+        return list(task.class_names)
+    return ["foreground"] if task.num_classes == 1 else [str(k) for k in range(task.num_classes)]
+
+
+def _colors(model: Model) -> list[Any]:
+    return list(model.task.class_colors or default_colors(model.task.num_classes))
+
+
+def _environment() -> dict[str, str]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    versions = {m.__name__: str(m.__version__) for m in (torch, lightning, timm, np)}
+    own = {"visionzoo": zoo.__version__, "python": platform.python_version(), "system": platform.platform(terse=True)}
+    return {**own, **versions, "device": device}
+
+
+def _length(trainer: Mapping[str, Any]) -> str:
+    bounds = (("max_epochs", "epochs"), ("max_steps", "steps"), ("max_time", "of time"))
+    told = [f"{trainer[key]} {word}" for key, word in bounds if trainer.get(key) not in (None, -1)]
+    return " or ".join(told) or "until it is stopped"
