@@ -124,7 +124,8 @@ def register_encoder(*, name: str | None = None, paper: str = "", licence: str =
 def register_encoder(build: T | None = None, **facts: Any) -> Any:
     """Register an encoder: `build(in_channels, strides, **options)`, whose forward(image) gives a list of features.
 
-    It has the attributes `channels` and `strides`, and `mean` and `std` to normalise with. Used bare or with facts:
+    It has the attributes `channels` and `strides`, and `mean` and `std` to normalise with. The option `frozen` is
+    every encoder's already (see `zoo.encoders.frozen`). Used bare or with facts:
     `@register_encoder` or `@register_encoder(name="mine", paper="arXiv ...")`.
     """
     return _register(ENCODERS, build, facts)
