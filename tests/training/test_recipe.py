@@ -72,6 +72,17 @@ def test_pranet_polyp_is_the_published_training():
     assert recipe.monitor is None
 
 
+def test_a_protocol_is_a_part_with_options_and_none_unless_it_is_asked_for(tmp_path):
+    assert load_recipe(UNET).protocol is None
+    assert load_recipe(UNET, ["--protocol", "pranet"]).protocol == {"name": "pranet"}
+    words = ["--protocol.u8", "false", "--protocol", "pranet"]
+    assert load_recipe(UNET, words).protocol == {"name": "pranet", "u8": False}
+    path = tmp_path / "mine.yaml"
+    path.write_text(load_recipe(UNET, words).to_yaml())
+    assert load_recipe(path, ["--protocol.u8", "true"]).protocol == {"name": "pranet", "u8": True}
+    assert load_recipe(path, ["--protocol", "null"]).protocol is None
+
+
 def test_an_option_of_a_part_keeps_the_part_and_its_other_options():
     assert model("--model.decoder.upsample", "bilinear")["decoder"] == {"name": "unet", "upsample": "bilinear"}
 
@@ -134,6 +145,7 @@ def test_a_named_model_can_be_given_its_native_size():
         (["--data.size", "[3]"], "'data.size' is \\[3\\]; it takes \\[a whole number"),
         (["--data.fit", "squeeze"], "it takes one of crop, resize"),
         (["--loss.ce", "much"], "'loss' is"),
+        (["--protocol", "[pranet]"], "'protocol' is \\[\"pranet\"\\]; it takes {name: value} or null"),
         (["--data.size", "[1,"], "not YAML in line 1"),
         (["--data.fit"], "--data.fit lacks a value"),
         (["--data.fit", "--seed", "1"], "--data.fit lacks a value"),

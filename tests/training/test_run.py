@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 
@@ -132,8 +133,30 @@ def test_the_same_data_in_other_words_are_the_runs_own(finished):
 
 
 def test_a_test_takes_no_key_of_the_training(finished):
-    with pytest.raises(UserError, match=r"'seed' is the run's own; a test takes keys of data and trainer alone"):
+    with pytest.raises(
+        UserError, match=r"'seed' is the run's own; a test takes keys of data, trainer and protocol alone"
+    ):
         runs.test(finished[0], overrides=["--seed", "3"])
+
+
+def test_a_finished_run_can_be_measured_by_a_published_protocol_too(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    own, both = runs.test(run), runs.test(run, overrides=["--protocol", "pranet"])
+    assert {name: both[name] for name in own} == own
+    assert {"dice_mean256", "e_max256", "s_measure", "weighted_f", "mae"} <= both.keys() - own.keys()
+    assert all(0 <= value <= 1.001 for value in both.values())
+    assert json.loads((run / "test.json").read_text())["test"]["s_measure"] == both["s_measure"]
+    assert "dice mean256" in (run / "report.html").read_text()
+
+
+def test_a_protocols_figure_can_choose_the_best_epoch(tmp_path):
+    data = write_discs(tmp_path / "discs", 10)
+    run = runs.train(
+        recipe_of(tmp_path, data, "--protocol", "pranet", "--monitor", "dice_mean256"), runs=tmp_path / "runs"
+    )
+    scores = [float(row["val/dice_mean256"]) for row in table(run / "metrics.csv")]
+    assert scores[json.loads((run / "run.json").read_text())["kept_epoch"] - 1] == max(scores)
 
 
 def test_a_run_that_cannot_be_written_to_is_measured_all_the_same(finished, monkeypatch, capsys):
@@ -285,6 +308,9 @@ def test_the_best_epoch_is_kept_not_the_last_and_nan_never_beats_a_number(tmp_pa
     ("overrides", "sentence"),
     [
         (["--monitor", "mean_iu"], r"no metric 'mean_iu' to monitor.*'mean_iou'"),
+        (["--protocol", "pranet", "--monitor", "mae"], r"less is better of 'mae'; choose another: iou, .*s_measure"),
+        (["--protocol", "pranett"], r"no protocol 'pranett' - did you mean 'pranet'\?"),
+        (["--protocol", "pranet", "--model.num_classes", "3"], r"needs a binary segmentation; this task has 3 classes"),
         (["--optimizer.name", "adamq"], r"no optimiser 'adamq'"),
         (["--loss", "{dicee: 1}"], r"dicee"),
         (["--trainer.precision", "17"], r"trainer keys do not fit"),

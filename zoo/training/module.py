@@ -9,7 +9,7 @@ import torch.distributed
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from zoo.errors import UserError, nearest
 from zoo.model import Model
@@ -20,15 +20,15 @@ from zoo.training.recipe import Optimizer, Scheduler
 class Training(LightningModule):
     """Trains `model` on its task's loss and measures `model.answer`.
 
-    weights: of the loss's terms, None = the task's own. metrics: a torchmetrics.Metric whose update takes (answer,
-    batch). After a training epoch `terms` holds the mean of every loss term; after an evaluation `scores` holds the
-    metrics and `images` the number of images measured.
+    weights: of the loss's terms, None = the task's own. metrics: of torchmetrics, one or a collection, whose update
+    takes (answer, batch). After a training epoch `terms` holds the mean of every loss term; after an evaluation
+    `scores` holds the metrics and `images` the number of images measured.
     """
 
     def __init__(
         self,
         model: Model,
-        metrics: Metric,
+        metrics: Metric | MetricCollection,
         *,
         weights: Mapping[str, float] | None = None,
         optimizer: Optimizer | None = None,

@@ -56,7 +56,7 @@ TRAINER_KEYS_OF_THE_RUN = (
     *("val_check_interval", "num_sanity_val_steps", "limit_predict_batches"),
 )
 
-PARTS = ("task", "model", "model.encoder", "model.decoder", "data.card", "optimizer", "scheduler")
+PARTS = ("task", "model", "model.encoder", "model.decoder", "data.card", "optimizer", "scheduler", "protocol")
 """Keys that take a name or `{name: ..., option: value}`."""
 
 
@@ -142,6 +142,8 @@ class Recipe:
     """the learning rate over time"""
     monitor: str | None = "mean_iou"
     """the validation metric whose best epoch is kept; null = the last epoch is kept"""
+    protocol: dict[str, Any] | None = None
+    """a published evaluation to measure beside the own metrics: pranet, or {name: pranet, u8: false}; null = none"""
     trainer: dict[str, Any] = field(default_factory=dict)
     """handed to lightning.Trainer; unless set, all devices are used, and precision is 16-mixed on a GPU"""
     seed: NonNegativeInt = 0

@@ -24,7 +24,7 @@ from zoo.datasets.card import Card
 from zoo.datasets.look import check_sizes
 from zoo.errors import UserError, nearest
 from zoo.files import aside
-from zoo.metrics import create_metrics
+from zoo.metrics import LESS_IS_BETTER, create_metrics
 from zoo.model import Model
 from zoo.report.page import write_page
 from zoo.training import record
@@ -58,14 +58,16 @@ def test(
     """The metrics of a run's model on a split of its data; also written to test.json and into the report.
 
     split: None = every split beside train and val (then, of several, each metric's name opens with "<split>/"), or val
-    where there is none. overrides: recipe keys as on the command line, such as "--data.root", "elsewhere/"; of data and
-    trainer alone. Measured on other data, nothing in the run's folder changes.
+    where there is none. overrides: recipe keys as on the command line, such as "--data.root", "elsewhere/"; of data,
+    trainer and protocol alone. Measured on other data, nothing in the run's folder changes.
     """
     folder = Path(run)
     own, recipe = (load_recipe(folder / "recipe.yaml", words) for words in ((), list(overrides)))
     for key in (f.name for f in fields(Recipe)):
-        if key not in ("data", "trainer") and getattr(own, key) != getattr(recipe, key):
-            raise UserError(f"The recipe key {key!r} is the run's own; a test takes keys of data and trainer alone.")
+        if key not in ("data", "trainer", "protocol") and getattr(own, key) != getattr(recipe, key):
+            raise UserError(
+                f"The recipe key {key!r} is the run's own; a test takes keys of data, trainer and protocol alone."
+            )
     same = _measured(own) == _measured(recipe)
     with quiet(), sentences(recipe), interruptible():
         console = create_console()
@@ -81,7 +83,7 @@ def test(
             raise UserError(f"The data {data.card.name!r} has neither a test nor a val split; give --split train.")
         for name in chosen:
             data.check_split(name)
-        module = Training(model, create_metrics(model.task))
+        module = Training(model, create_metrics(model.task, recipe.protocol))
         show = Show(console, Tables(None), Keep(None, None))
         trainer = create_trainer({k: v for k, v in recipe.trainer.items() if k in EVALUATION_KEYS}, [show])
         found = {}
@@ -157,7 +159,7 @@ def _train(recipe: Recipe, runs: Path, console: Console) -> Path:
             recipe.model["num_classes"] = model.task.num_classes
             for note in _notes(recipe, data, model):
                 console.print(f"Note: {note}")
-            metrics = create_metrics(model.task)
+            metrics = create_metrics(model.task, recipe.protocol)
             keep.monitor = _monitor(recipe, data, metrics)
             trainer = create_trainer(recipe.trainer, [tables, keep, Show(console, tables, keep)])
             for split in data.images.keys() - {"train"}:
@@ -293,6 +295,11 @@ def _monitor(recipe: Recipe, data: Splits, metrics: Any) -> str | None:
         raise UserError(
             f"There is no metric {recipe.monitor!r} to monitor{nearest(recipe.monitor, known) or '.'}"
             f" There are: {', '.join(known)}; null keeps the last epoch."
+        )
+    if recipe.monitor in LESS_IS_BETTER:
+        raise UserError(
+            f"The kept epoch is the one whose monitor is highest, but less is better of {recipe.monitor!r}; choose"
+            f" another: {', '.join(name for name in known if name not in LESS_IS_BETTER)}, or null."
         )
     return recipe.monitor
 
