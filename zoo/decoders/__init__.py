@@ -1,5 +1,6 @@
 """Decoders: features -> outputs. Importing this package registers the built-in ones."""
 
+import zoo.decoders.smp  # noqa: F401
 from zoo.decoders.linear import Linear
 from zoo.decoders.reverse_attention import ReverseAttention
 from zoo.decoders.unet import Unet
