@@ -6,12 +6,15 @@ from zoo.report.figures import (
     EXTRA,
     IGNORED,
     MISSED,
+    RIGHT,
     WRONG,
     Sample,
+    contact_sheet,
     curves,
     errors,
     mean_iou,
     painted,
+    painted_over,
     picture,
     samples,
 )
@@ -95,3 +98,13 @@ def test_names_of_files_and_classes_are_plain_text_in_any_script(tmp_path, recwa
         assert image.width > 1000
     curves([{"epoch": 1.0, "train/$\\x$": 0.5}, {"epoch": 2.0, "train/$\\x$": 0.5}], tmp_path / "curves.png")
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_a_contact_sheet_shows_every_image_beside_its_mask_and_stripes_what_is_ignored(tmp_path):
+    truth = np.array([[0, 1], [255, 255]]).repeat(24, 0).repeat(24, 1)
+    found = (sample(truth, truth, name=f"train: {number}") for number in range(5))
+    path = contact_sheet(found, ["background", "cat", "dog"], COLORS, tmp_path / "sheet.png")
+    assert np.asarray(Image.open(path)).shape[1] == 1488
+    over = painted_over(np.full((48, 48, 3), 255, np.uint8), truth, ["background", "cat", "dog"], COLORS, 255)
+    assert {tuple(pixel) for pixel in over[24:].reshape(-1, 3).tolist()} == {IGNORED, RIGHT}
+    assert tuple(over[0, 0]) == (255, 255, 255)

@@ -1,4 +1,4 @@
-"""The command line: train, test, predict, list, show, copy, doctor. Each imports what it needs, when it does."""
+"""The command line: train, test, predict, data, list, show, copy, doctor. Each imports what it needs, when it does."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import zoo
-from zoo.cli import catalogue, predict, train
+from zoo.cli import catalogue, data, predict, train
 from zoo.cli import doctor as health
 from zoo.errors import UserError, nearest
 
@@ -33,7 +33,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 where some images failed, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run one command; returns its exit code.
+
+    0; 1 where some images failed or have problems; 2 for a user's mistake; 130 for Ctrl-C.
+    """
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
@@ -88,6 +91,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         "train": train.add_train(commands),
         "test": train.add_test(commands),
         "predict": predict.add(commands),
+        "data": data.add(commands, Parser),
         "list": catalogue.add_list(commands),
         "show": catalogue.add_show(commands),
         "copy": catalogue.add_copy(commands),

@@ -10,8 +10,11 @@ T = TypeVar("T")
 EVERY = 10.0  # seconds between two plain lines
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows in columns; the header only where a person looks on, so that a pipe gets the names alone."""
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, piped_header: bool = False) -> None:
+    """Rows in columns; the header only where a person looks on, so that a pipe gets the names alone.
+
+    piped_header: also in a pipe, where columns are figures that mean nothing without it.
+    """
     if sys.stdout.isatty() and len(header) > 1:
         from rich.console import Console
         from rich.table import Table
@@ -22,6 +25,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*map(Text, row))  # no markup: [480, 640] is no tag
         Console().print(table)
         return
+    rows = [header, *rows] if piped_header else rows
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(header))]
     for row in rows:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -6,7 +6,7 @@ Cards of the package are data/*.yaml; a path to a .yaml of one's own works in ev
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Card:
     Overrides are laid over the card's or layout's own; null takes a split out"""
     layouts: tuple[dict[str, Any], ...] = ()
     """other arrangements of images, masks and splits: the first whose training images exist is taken"""
+    exclude: tuple[str, ...] = ()
+    """names of pairs that are left out, as {name}, or {split}/{name} where splits are folders"""
     group: str | None = None
     """regular expression on the name: images with equal match (its groups, else all of it) stay in one split"""
     values: dict[Any, Any] | str | None = None
@@ -119,6 +121,33 @@ def load_card(spec: str | Mapping[str, Any], root: str | Path | None = None) -> 
     return card
 
 
+def card_text(card: Card, file: Path) -> str:
+    """The YAML of a resolved card that is to be written as `file`: what differs from the defaults, a key a line."""
+    root = Path(card.root or ".").resolve()
+    home = file.resolve().parent
+    content: dict[str, Any] = {"title": card.title}
+    content["root"] = root.relative_to(home).as_posix() if root.is_relative_to(home) else str(root)
+    for one in fields(Card):
+        value = getattr(card, one.name)
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if one.name in KEYS and one.name not in content and value != default and value != {}:
+            content[one.name] = list(value) if isinstance(value, tuple) else value
+    content["colors"] = [list(color) for color in card.colors]
+    return f"# zoo train segmentation/unet_folder --data.card {file}\n" + yaml_lines(content)
+
+
+def yaml_lines(content: Mapping[str, Any]) -> str:
+    """Keys of a card as YAML, each on a line of its own as far as it fits; what is empty is left out."""
+    lines = ""
+    for key, value in content.items():
+        if isinstance(value, list | dict) and value:
+            text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=110, allow_unicode=True)
+            lines += f"{key}: {text}"
+        elif value not in ([], {}, ""):
+            lines += yaml.safe_dump({key: value}, width=110, allow_unicode=True)
+    return lines
+
+
 def list_cards(pattern: str = "*") -> list[str]:
     """Names of the package's cards that match (fnmatch, or a part of the name), sorted."""
     names = (entry.name.removesuffix(".yaml") for entry in resources.files("zoo.cards").iterdir())
@@ -187,7 +216,7 @@ def _card(name: str, content: dict[str, Any]) -> Card:
     where = f"data card {name!r}"
     layouts = [dict(layout) for layout in content.pop("layouts", ())]
     for part in (content, *layouts):
-        for key in {"images", "masks", "classes", "mask_endings"} & part.keys():
+        for key in {"images", "masks", "classes", "mask_endings", "exclude"} & part.keys():
             part[key] = _texts(part[key], f"{key} of the {where}")
         for pattern in (*part.get("images", ()), *part.get("masks", ())):
             if "{name}" not in pattern:

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from zoo.datasets.pixels import ORIENTATION, pil_values, read_stored, upright
 from zoo.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow's
 
@@ -128,8 +129,10 @@ def stored_to_pixels(array: np.ndarray, turn: int, intensity: Intensity, channel
     return np.ascontiguousarray(intensity(_with_channels(array, channels, name)))
 
 
-def to_tensor(pixels: np.ndarray) -> Tensor:
+def to_tensor(pixels: np.ndarray) -> "Tensor":
     """(H, W, C) pixels -> float32 (C, H, W), uint8 divided by 255."""
+    import torch  # `zoo data check` reads images without it
+
     tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return tensor.float().div_(255) if pixels.dtype == np.uint8 else tensor.float()
 

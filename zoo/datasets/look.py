@@ -38,10 +38,7 @@ def resolve(card: Card) -> Card:
     in a sentence what they hold and how to override it. A resolved card is returned as it is.
     Raises UserError for missing files and for masks that no rule explains.
     """
-    root = find_root(card)
-    card = replace(card, root=str(root), layouts=(), prepare=None, **choose_layout(card, root))
-    card, note = drop_maskless(card)
-    card = replace(card, found=card.found or note)
+    card, note = locate(card)
     if card.num_classes is not None and parse_values(card.values).kind != "look":
         return card
     masks = [pair.mask for pairs in split_pairs(card).values() for pair in pairs]
@@ -57,6 +54,17 @@ def resolve(card: Card) -> Card:
         colors=card.colors or found.colors,
         found=f"{found.sentence} {note}".strip(),
     )
+
+
+def locate(card: Card) -> tuple[Card, str]:
+    """The card with its root found and its layout chosen, and a note on folders without masks; no file is read.
+
+    Raises UserError as `find_root` does.
+    """
+    root = find_root(card)
+    card = replace(card, root=str(root), layouts=(), prepare=None, **choose_layout(card, root))
+    card, note = drop_maskless(card)
+    return replace(card, found=card.found or note), note
 
 
 def check_sizes(pairs: Iterable[Pair]) -> None:
@@ -114,13 +122,14 @@ def look(masks: Sequence[Path], limit: int = LIMIT, num_classes: int | None = No
     if contradicting or colors.any():
         colors[[code for _, code in named]] = True
         colors[np.flatnonzero(counts[:256]) * 0x010101] = True  # a black mask looks like a grey one
-        return _from_colors(np.flatnonzero(colors).tolist(), seen, chosen[0])
-    return _from_numbers(counts + indices, seen, lossy, palette, chosen[0], num_classes or 0)
+        return from_colors(np.flatnonzero(colors).tolist(), seen, chosen[0])
+    return from_numbers(counts + indices, seen, lossy, palette, chosen[0], num_classes or 0)
 
 
-def _from_numbers(
+def from_numbers(
     counts: np.ndarray, seen: str, lossy: bool, palette: np.ndarray | None, example: Path, at_least: int
 ) -> Found:
+    """What masks of numbers hold: counts (65536,) pixels of each. Raises UserError where no rule explains them."""
     values = [int(v) for v in np.flatnonzero(counts)]
     if len(values) < 2:
         raise UserError(
@@ -181,7 +190,8 @@ def _from_ids(small: list[int], void: bool, seen: str, palette: np.ndarray | Non
     return Found(mapping, number, colors, text)
 
 
-def _from_colors(codes: list[int], seen: str, example: Path) -> Found:
+def from_colors(codes: list[int], seen: str, example: Path) -> Found:
+    """What masks of colours hold: classes in the order of the colours. Raises UserError for more than 256."""
     if len(codes) > 256:
         raise UserError(
             f"{seen}: {len(codes)} different colours (e.g. in {example}), too many for classes; JPEG and smoothed edges"

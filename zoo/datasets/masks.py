@@ -93,6 +93,15 @@ def _palette(image: Image.Image) -> np.ndarray | None:
 
 def to_ids(array: np.ndarray, card: Card, path: Path) -> np.ndarray:
     """Class ids (H, W), int32, of a mask's values (H, W) or colours (H, W, 3)."""
+    ids = known_ids(array, card, path)
+    wrong = ids == UNMAPPED
+    if wrong.any():
+        raise _unmapped(array[wrong], card, path, parse_values(card.values))
+    return ids
+
+
+def known_ids(array: np.ndarray, card: Card, path: Path) -> np.ndarray:
+    """As `to_ids`, with UNMAPPED for values that have no class."""
     values = parse_values(card.values)
     if values.kind == "colors":
         ids = _colors_to_ids(array, values, card.ignore_index)
@@ -103,11 +112,8 @@ def to_ids(array: np.ndarray, card: Card, path: Path) -> np.ndarray:
         if values.kind == "levels":
             table = _level_table(values, card.ignore_index)
             ids = np.where((ids >= 0) & (ids < len(table)), table[ids.clip(0, len(table) - 1)], UNMAPPED)
-    wrong = ids == UNMAPPED
     if card.num_classes is not None:
-        wrong |= ((ids < 0) | (ids >= max(card.num_classes, 2))) & (ids != card.ignore_index)
-    if wrong.any():
-        raise _unmapped(array[wrong], card, path, values)
+        ids[((ids < 0) | (ids >= max(card.num_classes, 2))) & (ids != card.ignore_index)] = UNMAPPED
     return ids
 
 

@@ -5,10 +5,10 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from zoo.datasets.card import Card
 from zoo.datasets.pixels import SUFFIXES
@@ -17,11 +17,32 @@ from zoo.errors import UserError
 
 @dataclass(frozen=True)
 class Pair:
-    """An image file and its mask file; `name` is what {name} matched."""
+    """An image file and its mask file; `name` is what {name} matched, `folder` what {split} stood for."""
 
     name: str
     image: Path
     mask: Path
+    folder: str = ""
+
+    @property
+    def key(self) -> str:
+        """What `exclude` of a card calls it."""
+        return _key(self.name, self.folder)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Files that don't fit together: what `exclude` calls them, the files, and a sentence with the way out."""
+
+    kind: Literal["image without mask", "mask without image", "two of one name", "only listed", "leak"]
+    keys: tuple[str, ...]
+    files: tuple[Path, ...]
+    sentence: str
+
+
+def refuse(fault: Fault) -> None:
+    """The end of the matter, unless a caller collects faults."""
+    raise UserError(fault.sentence)
 
 
 def choose_layout(card: Card, root: Path) -> dict[str, Any]:
@@ -59,13 +80,14 @@ def drop_maskless(card: Card) -> tuple[Card, str]:
     return replace(card, splits={split: choices for split, choices in splits.items() if choices != []}), " ".join(notes)
 
 
-def split_pairs(card: Card) -> dict[str, list[Pair]]:
+def split_pairs(card: Card, tell: Callable[[Fault], None] = refuse) -> dict[str, list[Pair]]:
     """All splits of a resolved card, each sorted by name; deterministic for given files, names and seed.
 
     A share is drawn from train by the hash of seed and name (or group): rounded, but at least one image of two (val)
     or three (val and test). Splits whose folder or list does not exist are left out.
-    Raises UserError for images without masks and the other way round, empty folders, lists or listed names that are
-    missing, and images or groups that lie in two splits.
+    tell: gets images without masks and the other way round, two files of one name, listed names that are missing, and
+    images or groups that lie in two splits; by default it raises, else the pairs are those without these files.
+    Raises UserError for these, and for empty folders and missing lists.
     """
     root = Path(card.root or ".")
     splits = dict(card.splits)
@@ -79,7 +101,7 @@ def split_pairs(card: Card) -> dict[str, list[Pair]]:
             if not isinstance(choice, str):
                 shares[split] = choice
             elif _is_list(choice) and (root / choice).is_file():
-                pairs[split] = _listed(card, root, choice)
+                pairs[split] = _listed(card, root, choice, tell)
                 listed.update(pair.name for pair in pairs[split])
             elif not _is_list(choice) and _find(root, card.images, choice):
                 if not by_folder:
@@ -87,14 +109,14 @@ def split_pairs(card: Card) -> dict[str, list[Pair]]:
                         f"splits.{split} of the data card {card.name!r} is the folder {choice!r}, but images is"
                         f" {card.images[0]!r} without {{split}}; put {{split}} there or split by list or share."
                     )
-                pairs[split] = _paired(card, root, choice, split)
+                pairs[split] = _paired(card, root, choice, split, tell)
             else:
                 continue
             break
         else:
             _refuse_missing_list(card, root, split)
     if "train" not in splits:
-        everything = _paired(card, root, "train" if by_folder else "")
+        everything = _paired(card, root, "train" if by_folder else "", "train", tell)
         pairs["train"] = [pair for pair in everything if pair.name not in listed]
     elif "train" not in pairs:
         _nothing_found(card, root, str(_choices(splits["train"])[0]))
@@ -102,7 +124,7 @@ def split_pairs(card: Card) -> dict[str, list[Pair]]:
     for split in (s for s in splits if s in shares):
         pairs[split], pairs["train"] = _drawn(card, pairs["train"], max(1, round(shares[split] * total)), seed)
     ordered = {split: sorted(pairs[split], key=lambda p: p.name) for split in ("train", *splits) if split in pairs}
-    _refuse_leaks(card, ordered)
+    _find_leaks(card, ordered, tell)
     return {split: some for split, some in ordered.items() if some or split == "train"}
 
 
@@ -119,11 +141,15 @@ def _find(root: Path, patterns: Iterable[str], split: str) -> dict[str, Path]:
     return next((found for pattern in patterns if (found := _match(root, pattern, split))), {})
 
 
-def _match(root: Path, pattern: str, split: str) -> dict[str, Path]:
-    """name -> image file for all files under `root` that match the pattern. Raises UserError for two of one name.
+def _match(
+    root: Path, pattern: str, split: str, exclude: Iterable[str] = (), tell: Callable[[Fault], None] | None = None
+) -> dict[str, Path]:
+    """name -> image file for all files under `root` that match the pattern, and are not excluded; of two, the first.
 
-    Names are in Unicode's composed form (NFC): a Mac's zip holds them decomposed.
+    Names are in Unicode's composed form (NFC): a Mac's zip holds them decomposed. tell: gets files of one name.
     """
+    left_out = frozenset(exclude)
+    folder_of_keys = split if "{split}" in pattern else ""
     filled = pattern.replace("{split}", split)
     parts = filled.split("/")
     fixed = next(i for i, part in enumerate(parts) if "{name}" in part or "*" in part)
@@ -139,37 +165,57 @@ def _match(root: Path, pattern: str, split: str) -> dict[str, Path]:
             if file.startswith(".") or path.suffix.lower() not in SUFFIXES:
                 continue
             if match := re.fullmatch(expression, _composed(path.relative_to(base).as_posix())):
-                if match["name"] in found:
-                    raise UserError(f"{found[match['name']]} and {path} have one name; keep one of them.")
-                found[match["name"]] = path
+                name = match["name"]
+                if left_out and left_out & {name, _key(name, folder_of_keys)}:
+                    continue
+                first = found.setdefault(name, path)
+                if tell and first != path:
+                    sentence = f"{first} and {path} have one name; keep one of them."
+                    tell(Fault("two of one name", (_key(name, folder_of_keys),), (first, path), sentence))
     return found
 
 
-def _paired(card: Card, root: Path, split: str, name: str = "train") -> list[Pair]:
+def _paired(card: Card, root: Path, split: str, name: str, tell: Callable[[Fault], None]) -> list[Pair]:
     """Every image in the folder `split` with its mask; the mask pattern with most matches counts."""
-    images = _find(root, card.images, split)
+    images = _images(card, root, split, tell)
     if not images:
         _nothing_found(card, root, split)
-    masks = max((_match(root, pattern, split) for pattern in card.masks), key=lambda found: len(found.keys() & images))
+    masks = _masks(card, root, split, images, tell)
     where = f"{root / split}" if split else f"{root}"
     if not _find(root, card.masks, split):
         tried = " or ".join(pattern.replace("{split}", split) for pattern in card.masks[:3])
         way_out = "" if name == "train" else f" To do without this split: --data.card.splits '{{{name}: null}}'."
-        raise UserError(
-            f"There are {len(images)} images but no masks in {where}: looked for {tried} in {root}.{way_out}"
-        )
+        sentence = f"There are {len(images)} images but no masks in {where}: looked for {tried} in {root}.{way_out}"
+        tell(Fault("image without mask", tuple(_key(n, split) for n in images), tuple(images.values()), sentence))
+        return []
     for lonely, kind, other in ((images.keys() - masks, "image", "mask"), (masks.keys() - images, "mask", "image")):
         if lonely:
-            some = ", ".join((images if kind == "image" else masks)[name].name for name in sorted(lonely)[:3])
-            raise UserError(
+            files = [(images if kind == "image" else masks)[name] for name in sorted(lonely)]
+            some = ", ".join(file.name for file in files[:3])
+            sentence = (
                 f"In {where}, {len(lonely)} {kind}{'s have' if len(lonely) > 1 else ' has'} no {other} of that name:"
                 f" {some}{', ...' if len(lonely) > 3 else ''}. Images and masks must match up to the suffix; add the"
                 f" missing {other}s or move the {kind}s away."
             )
-    return [Pair(name, images[name], masks[name]) for name in sorted(images)]
+            which: Any = f"{kind} without {other}"
+            tell(Fault(which, tuple(_key(name, split) for name in sorted(lonely)), tuple(files), sentence))
+    return [Pair(name, images[name], masks[name], split) for name in sorted(images.keys() & masks)]
 
 
-def _listed(card: Card, root: Path, file: str) -> list[Pair]:
+def _images(card: Card, root: Path, split: str, tell: Callable[[Fault], None]) -> dict[str, Path]:
+    pattern = next((pattern for pattern in card.images if _match(root, pattern, split)), card.images[0])
+    return _match(root, pattern, split, card.exclude, tell)
+
+
+def _masks(
+    card: Card, root: Path, split: str, images: dict[str, Path], tell: Callable[[Fault], None]
+) -> dict[str, Path]:
+    """The files of the mask pattern that matches most images."""
+    pattern = max(card.masks, key=lambda one: len(_match(root, one, split).keys() & images.keys()))
+    return _match(root, pattern, split, card.exclude, tell)
+
+
+def _listed(card: Card, root: Path, file: str, tell: Callable[[Fault], None]) -> list[Pair]:
     """The pairs that a text file names: one a line, as a name, a file name or a path; further columns are skipped."""
     images = _find(root, card.images, "")
     masks = _find(root, card.masks, "")
@@ -181,12 +227,15 @@ def _listed(card: Card, root: Path, file: str) -> list[Pair]:
     for line in lines:
         if not line.strip() or line.startswith("#"):
             continue
-        name = next((c for c in _candidates(_composed(line.strip())) if c in images), None)
+        candidates = _candidates(_composed(line.strip()))
+        name = next((c for c in candidates if c in images), None)
+        if name in card.exclude or (name is None and set(candidates) & set(card.exclude)):
+            continue
         if name is None or name not in masks:
             what = "image" if name is None else "mask"
-            raise UserError(
-                f"{root / file} names {line.strip()!r}, but there is no such {what} in {root}; correct the list."
-            )
+            sentence = f"{root / file} names {line.strip()!r}, but there is no such {what} in {root}; correct the list."
+            tell(Fault("only listed", (name or _bare(line.strip()),), (root / file,), sentence))
+            continue
         pairs.append(Pair(name, images[name], masks[name]))
     if not pairs:
         raise UserError(f"{root / file} names no images; write one name a line.")
@@ -199,6 +248,10 @@ def _candidates(line: str) -> list[str]:
     texts = [first] if first.lower().endswith(SUFFIXES) else [line, first]
     exact_first = [line, *(part for text in texts for part in (text, Path(text).name))]
     return [name for text in exact_first for name in (text, _bare(text))] + [Path(first).stem]
+
+
+def _key(name: str, folder: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 def _bare(name: str) -> str:
@@ -245,18 +298,21 @@ def group_of(card: Card, name: str) -> str:
     return "/".join(part or "" for part in match.groups()) or match[0]
 
 
-def _refuse_leaks(card: Card, splits: dict[str, list[Pair]]) -> None:
+def _find_leaks(card: Card, splits: dict[str, list[Pair]], tell: Callable[[Fault], None]) -> None:
     images: dict[Path, str] = {}
     groups: dict[str, str] = {}
     for split, pairs in splits.items():
         for pair in pairs:
+            sentence = ""
             if (other := images.setdefault(pair.image, split)) != split:
-                raise UserError(f"{pair.image} lies in two splits, {other} and {split}; list it in one of them.")
-            if card.group and (other := groups.setdefault(group_of(card, pair.name), split)) != split:
-                raise UserError(
+                sentence = f"{pair.image} lies in two splits, {other} and {split}; list it in one of them."
+            elif card.group and (other := groups.setdefault(group_of(card, pair.name), split)) != split:
+                sentence = (
                     f"The group {group_of(card, pair.name)!r} lies in two splits, {other} and {split} ({pair.name});"
                     " put all its images into one, or drop `group` from the card."
                 )
+            if sentence:
+                tell(Fault("leak", (pair.key,), (pair.image,), sentence))
 
 
 def _nothing_found(card: Card, root: Path, split: str) -> NoReturn:

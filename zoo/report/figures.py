@@ -1,7 +1,7 @@
-"""The two pictures of a run: how it went (curves) and what it sees (samples). Takes arrays and numbers, no tensors."""
+"""The pictures of a run (curves, samples) and of a data set (contact sheet). Takes arrays and numbers, no tensors."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ WIDTH = 6.2  # inches: text of 9 points is still legible when a phone shows the 
 LINES = ("#1f77b4", "#d1495b", "#2a9d8f", "#8d5fc4", "#e08e1b", "#6b7280")
 RIGHT, WRONG, EXTRA, MISSED = (235, 235, 235), (214, 40, 57), (240, 150, 20), (30, 100, 220)
 IGNORED = (120, 120, 120)
+SHEET = 4  # samples in a row of the contact sheet
 INSET = 320  # pixels: the longest side of a picture in the figure
 
 
@@ -121,12 +122,56 @@ def samples(found: Sequence[Sample], names: Sequence[str], colors: Sequence[Colo
     marks += [("too much", EXTRA), ("missed", MISSED)] if binary else [("wrong", WRONG)]
     if any(s.ignore is not None and (s.truth == s.ignore).any() for s in found):
         marks.append(("not counted", IGNORED))
-    columns = -(-len(marks) // -(-len(marks) // 5))  # at most five in a line, lines about equally long
-    handles = [
-        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*color), edgecolor="#9ca3af", label=name) for name, color in marks
-    ]
-    figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=9, frameon=False, handlelength=1.2)
+    _legend(figure, marks)
     return _write(figure, path)
+
+
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a letter
+def contact_sheet(found: Iterable[Sample], names: Sequence[str], colors: Sequence[Color], path: str | Path) -> Path:
+    """Each sample's image beside its truth over the image, four samples in a row, with its name; as a PNG.
+
+    Predictions are not shown. Samples are taken one by one, so that large images fit. names, colors: as in `samples`.
+    """
+    shown = []
+    for sample in found:
+        image = picture(sample.image)
+        over = painted_over(image, sample.truth, names, colors, sample.ignore)
+        shown.append((_shrunk(image, smooth=True), _shrunk(over, smooth=False), sample.name))
+    rows = [shown[start : start + SHEET] for start in range(0, len(shown), SHEET)]
+    cell = WIDTH / SHEET  # inches of one picture, in a sheet twice as wide as the other figures
+    heights = [cell * min(2, max(one.shape[0] / one.shape[1] for one, *_ in row)) + 0.25 for row in rows]
+    legend = 0.3 * (1 + (len(names) + 4) // 5)
+    total = sum(heights) + legend
+    figure = Figure(figsize=(WIDTH * 2, total), dpi=120)
+    grid = figure.add_gridspec(
+        len(rows), 2 * SHEET, height_ratios=heights, left=0.005, right=0.995, wspace=0.03, hspace=0.12,
+        bottom=(legend + 0.15) / total, top=0.995,
+    )  # fmt: skip
+    for number, row in enumerate(rows):
+        for place, (image, over, name) in enumerate(row):
+            for side, pixels in enumerate((image, over)):
+                panel = figure.add_subplot(grid[number, place * 2 + side])
+                panel.imshow(pixels, interpolation="nearest")
+                panel.set_axis_off()
+                panel.set_anchor("SW")  # names are below, all at one height
+            panel.text(-1.02, -0.03, name[-44:], fontsize=7, va="top", transform=panel.transAxes)
+    marks = [(name, color) for name, color in zip(names, colors, strict=True) if name != "background"]
+    _legend(figure, [*marks, ("ignored: striped", IGNORED)])
+    return _write(figure, path)
+
+
+def painted_over(
+    image: np.ndarray, mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], ignore: int | None
+) -> np.ndarray:
+    """(H, W, 3) uint8: the classes of `mask` (H, W) half transparent over the image, ignored pixels striped."""
+    arrays = {"mask": mask, "probabilities": np.zeros((len(names), *mask.shape), bool)}
+    canvas = np.array(Prediction(image, arrays, class_names=names, class_colors=colors).overlay(opacity=0.55))
+    if ignore is not None:
+        rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
+        stripes = (rows + columns) // max(2, max(mask.shape) // 48) % 2 == 0
+        canvas[(mask == ignore) & stripes] = IGNORED
+        canvas[(mask == ignore) & ~stripes] = RIGHT
+    return canvas
 
 
 def picture(image: np.ndarray) -> np.ndarray:
@@ -185,6 +230,14 @@ def _shrunk(pixels: np.ndarray, *, smooth: bool) -> np.ndarray:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     how = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(pixels).resize(size, how))
+
+
+def _legend(figure: Figure, marks: Sequence[tuple[str, Color]]) -> None:
+    columns = -(-len(marks) // -(-len(marks) // 5))  # at most five in a line, lines about equally long
+    handles = [
+        Patch(facecolor="#{:02x}{:02x}{:02x}".format(*color), edgecolor="#9ca3af", label=name) for name, color in marks
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=9, frameon=False, handlelength=1.2)
 
 
 def _columns(rows: Rows) -> list[str]:
