@@ -150,6 +150,7 @@ def test_prediction_saves_and_shows(model, photo, tmp_path):
     assert prediction._repr_png_().startswith(b"\x89PNG")
     background = prediction.mask == 0
     np.testing.assert_array_equal(np.asarray(prediction.overlay())[background], photo[background])
+    assert repr(prediction).startswith("Prediction(an image, 70x45: mask uint8 (45, 70)")
     with pytest.raises(AttributeError, match="no 'alpha'"):
         _ = prediction.alpha
     assert pickle.loads(pickle.dumps(prediction)).mask.shape == (45, 70)

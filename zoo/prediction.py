@@ -16,7 +16,7 @@ from zoo.files import aside
 Color = tuple[int, int, int]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """The answer for one image. `prediction.mask` and `prediction["mask"]` are the same array.
 
@@ -31,6 +31,10 @@ class Prediction:
     path: Path | None = None
     class_names: Sequence[str] = ()
     class_colors: Sequence[Color] = ()
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{key} {value.dtype} {value.shape}" for key, value in self.arrays.items())
+        return f"Prediction({self.path or 'an image'}, {self.image.shape[1]}x{self.image.shape[0]}: {arrays})"
 
     def __getitem__(self, key: str) -> np.ndarray:
         return self.arrays[key]

@@ -70,7 +70,8 @@ class Registry:
             listed = (
                 f"It is one of {', '.join(self.names())}." if self is TASKS else f"`zoo list {self.kind}s` shows all."
             )
-            raise UserError(f"There is no {self.kind} {name!r}{nearest(name, self.entries) or '.'} {listed}")
+            near = nearest(name, self.entries) or ". One of your own has to be registered first."
+            raise UserError(f"There is no {self.kind} {name!r}{near} {listed}")
         return self.entries[name]
 
     def names(self, task: str | None = None) -> list[str]:

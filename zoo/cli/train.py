@@ -79,7 +79,9 @@ def find_run(name: str) -> Path:
         return path
     numbered = [config.parent for config in path.glob("*/config.json") if config.parent.name.isdigit()]
     if numbered:
-        return max(numbered, key=lambda run: int(run.name))
+        newest = max(numbered, key=lambda run: int(run.name))
+        print(f"The newest run of {name}: {newest}")
+        return newest
     runs = sorted(str(config.parent) for config in Path("runs").glob("**/config.json"))
     below = [run for run in runs if Path(run).is_relative_to(path)]
     there = below or runs

@@ -56,7 +56,7 @@ def fetch(name: str, **arguments: Any) -> nn.Module:
         reason = (str(error) or type(error).__name__).strip().split("\n")[0]
         raise UserError(
             f"The weights of {name!r} cannot be had from timm's hub ({type(error).__name__}: {reason});"
-            " connect to the network, give a file, or leave the weights out."
+            " connect to the network, give a file, or leave the weights out (encoder_weights null)."
         ) from error
     return net
 

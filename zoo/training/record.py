@@ -77,7 +77,7 @@ def kept(keep: Keep) -> str:
 def told(split: str, scores: Scores) -> str:
     """A split's overall figures in a line."""
     overall = [f"{name} {value:.4f}" for name, value in scores.items() if name != "images" and "/" not in name]
-    return f"{split}: {', '.join(overall)} (n = {scores['images']} images)"
+    return f"{split}: {', '.join(overall)} (n = {scores['images']:g} image{'s' * (scores['images'] != 1)})"
 
 
 def leave(

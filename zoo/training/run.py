@@ -93,7 +93,7 @@ def test(
         if same and trainer.is_global_zero:
             try:
                 record.write_json(folder / "test.json", record.read_json(folder / "test.json") | found)
-                write_page(folder)
+                console.print(f"The report is {write_page(folder)}")
             except OSError as error:
                 console.print(f"{folder} cannot be written to ({error.strerror}), so its report is as it was.")
     plain = {name: {k: v for k, v in scores.items() if k != "images"} for name, scores in found.items()}
