@@ -89,6 +89,7 @@ def test_one_output_matches_in_and_out_of_a_batch():
         (dict(decoder="unet", encoder="resnet35"), ["resnet35", "resnet34"]),
         (dict(decoder="unet"), ["no encoder"]),
         (dict(encoder="resnet10t"), ["no decoder"]),
+        (dict(decoder="unet", encoder="resnet10t", task=None), ["no task", "segmentation"]),
         (dict(decoder={"name": "unet", "width": 3}, encoder="resnet10t"), ["'width'", "widths"]),
         (dict(decoder="unet", encoder="resnet10t", task="segmentatoin"), ["segmentatoin", "segmentation"]),
         (dict(decoder="unet", encoder="resnet10t", num_classes=0), ["num_classes is 0"]),
@@ -137,6 +138,8 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_keys(tmp_path):
 def test_an_unknown_task_is_named_in_lists():
     with pytest.raises(UserError, match="'segmentatoin' - did you mean 'segmentation'"):
         zoo.list_models(task="segmentatoin")
+    with pytest.raises(UserError, match="'segmentatoin' - did you mean 'segmentation'"):
+        zoo.list_encoders(task="segmentatoin")
 
 
 def test_lists_take_patterns_and_tasks():

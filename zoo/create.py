@@ -156,6 +156,8 @@ def list_decoders(pattern: str = "", *, task: str | None = None) -> list[str]:
 
 def list_encoders(pattern: str = "", *, task: str | None = None) -> list[str]:
     """Names of the encoders: timm's architectures and what is registered beside them; any serves any task."""
+    if task is not None:
+        TASKS.find(task)
     return matching(encoders.list_encoders(), pattern)
 
 
@@ -185,7 +187,9 @@ def _part(kind: str, part: Part | None) -> dict[str, Any]:
     if isinstance(part, str):
         return {"name": part}
     if part is None or "name" not in part:
-        example = {"encoder": "resnet34", "decoder": "unet", "task": "segmentation"}[kind]
+        if kind == "task":
+            raise UserError(f"The model has no task; name one of {', '.join(TASKS.names())}.")
+        example = {"encoder": "resnet34", "decoder": "unet"}[kind]
         raise UserError(
             f"The model has no {kind}; name one, such as {kind}={example!r}. `zoo list {kind}s` shows them."
         )

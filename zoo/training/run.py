@@ -21,7 +21,6 @@ from rich.console import Console
 from zoo.checkpoints import folder as checkpoint
 from zoo.create import create_model, load_model
 from zoo.datasets.card import Card
-from zoo.datasets.look import check_sizes
 from zoo.errors import UserError, nearest
 from zoo.files import aside
 from zoo.metrics import LESS_IS_BETTER, create_metrics
@@ -145,7 +144,6 @@ def _train(recipe: Recipe, runs: Path, console: Console) -> Path:
         recipe.trainer["max_epochs"] = EPOCHS
     data = open_data(recipe, channels=recipe.model.get("in_channels"))
     data.check_split("train")
-    check_sizes(pair for pairs in data.pairs.values() for pair in pairs)
     if data.card.found:
         console.print(data.card.found)
         # a later test, perhaps of another folder, is to read masks as this training does
