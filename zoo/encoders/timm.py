@@ -34,6 +34,7 @@ def create(
     name: str,
     *,
     in_channels: int = 3,
+    planes: int = 0,
     strides: tuple[int, ...] = (4, 8, 16, 32),
     weights: bool | str | None = None,
     **arguments: Any,
@@ -46,7 +47,7 @@ def create(
     """
     import timm
 
-    found = plan(name, strides, in_channels, **arguments)
+    found = plan(name, strides, in_channels + planes, **arguments)
     origin, place = checkpoints.locate(name, weights)
     if origin == "timm":
         net = checkpoints.fetch(place, in_chans=found.net_channels, **found.arguments)
@@ -60,7 +61,7 @@ def create(
     for parameter in found.unused:
         net.get_parameter(parameter).requires_grad_(False)
     mean, std = statistics(place if origin == "timm" else name, in_channels)
-    return Pyramid(net, found, in_channels, mean, std)
+    return Pyramid(net, found, in_channels + planes, mean, std)
 
 
 def statistics(name: str, in_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -164,8 +164,7 @@ def painted_over(
     image: np.ndarray, mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], ignore: int | None
 ) -> np.ndarray:
     """(H, W, 3) uint8: the classes of `mask` (H, W) half transparent over the image, ignored pixels striped."""
-    arrays = {"mask": mask, "probabilities": np.zeros((len(names), *mask.shape), bool)}
-    canvas = np.array(Prediction(image, arrays, class_names=names, class_colors=colors).overlay(opacity=0.55))
+    canvas = np.array(Prediction(image, {"mask": mask}, class_names=names, class_colors=colors).overlay(opacity=0.55))
     if ignore is not None:
         rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
         stripes = (rows + columns) // max(2, max(mask.shape) // 48) % 2 == 0
@@ -176,15 +175,13 @@ def painted_over(
 
 def picture(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 of an image with any number of channels; floats beyond [0, 1] are stretched to it."""
-    nothing = {"mask": np.zeros((0, *image.shape[:2]), bool), "probabilities": np.zeros((0, *image.shape[:2]))}
-    return np.asarray(Prediction(image, nothing).overlay())
+    return np.asarray(Prediction(image, {}).overlay())
 
 
 def painted(mask: np.ndarray, names: Sequence[str], colors: Sequence[Color], ignore: int | None) -> np.ndarray:
     """(H, W, 3) uint8: each class of `mask` in its colour, background dark, ignored pixels grey."""
     dark = np.full((*mask.shape[-2:], 3), 24, np.uint8)
-    classes = np.zeros((len(names), *mask.shape[-2:]), bool)
-    arrays = {"mask": mask.astype(bool) if mask.ndim == 3 else mask, "probabilities": classes}
+    arrays = {"mask": mask.astype(bool) if mask.ndim == 3 else mask}
     canvas = np.array(Prediction(dark, arrays, class_names=names, class_colors=colors).overlay(opacity=1))
     if ignore is not None and mask.ndim == 2:
         canvas[mask == ignore] = IGNORED

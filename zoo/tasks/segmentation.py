@@ -44,7 +44,8 @@ class Segmentation:
     """
 
     name = "segmentation"
-    inputs: tuple[str, ...] = ()  # what the model takes beside the image
+    planes: Mapping[str, int] = {}  # maps beside the image, and how many channels each has
+    prompts: Mapping[str, Callable[[Tensor], Tensor]] = {}  # other inputs, and an example of each for an image
     maps: tuple[str, ...] = ("logits",)  # outputs that the model brings to the image's size
 
     def __init__(
@@ -141,12 +142,18 @@ class Segmentation:
         total = torch.stack(list(result.values())).sum() if result else logits.new_zeros((), dtype=torch.float32)
         return {"loss": total, **result}
 
-    def answer(self, outputs: Mapping[str, Any], threshold: float | None = None) -> dict[str, Tensor]:
+    def answer(
+        self,
+        outputs: Mapping[str, Any],
+        threshold: float | None = None,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """The decision and the probabilities; pure tensor code, part of what is exported.
 
         mask: ids (B, H, W), uint8, int64 above 255 classes; in binary 1 is the foreground, in multilabel it is
         (B, K, H, W) bool. probabilities: (B, K, H, W) float32. threshold: in place of the task's own; a class is on
-        where its probability is above it. Raises UserError on a threshold outside 0..1 or in multiclass.
+        where its probability is above it. inputs: the image and what went in beside it; not needed here.
+        Raises UserError on a threshold outside 0..1 or in multiclass.
         """
         logits = losses.full_precision(outputs["logits"])
         if self.exclusive:

@@ -122,7 +122,8 @@ class Training(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        return {name: batch[name] for name in self.model.task.inputs}
+        task = self.model.task
+        return {name: batch[name] for name in (*task.planes, *task.prompts) if name in batch}
 
 
 def create_optimizer(parameters: Iterable[nn.Parameter], optimizer: Optimizer) -> torch.optim.Optimizer:

@@ -1,72 +1,37 @@
-"""Running a model on many images: reading ahead, batches of one size, and a faster equal of the model."""
+"""A faster equal of a model: BatchNorm folded into the convolutions before it, in channels-last memory."""
 
 import copy
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-A = TypeVar("A")
-B = TypeVar("B")
-
 EXACT = 1e-9  # what a faster equal may differ by in float64, as a share of the largest output
 
 
-def read_ahead(read: Callable[[A], B], sources: Iterable[A], workers: int) -> Iterator[B]:
-    """`read` of each source, in order, up to two per worker ahead of the one in use; in this thread for no workers."""
-    if workers < 1:
-        yield from map(read, sources)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Any] = deque()
-        try:
-            for source in sources:
-                waiting.append(pool.submit(read, source))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for left in waiting:
-                left.cancel()
-
-
-def batches(items: Iterable[A], size: int, shape: Callable[[A], tuple[int, ...]]) -> Iterator[list[A]]:
-    """Consecutive items of equal shape, at most `size` together: nothing is resized to fit a batch."""
-    batch: list[A] = []
-    for item in items:
-        if batch and (len(batch) == size or shape(item) != shape(batch[0])):
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
-
-
-def faster(model: nn.Module, example: Tensor) -> nn.Module:
+def faster(model: nn.Module, example: Tensor, **inputs: Tensor) -> nn.Module:
     """A copy of `model` in eval mode, BatchNorm folded into the convolutions before it, in channels-last memory.
 
-    Where a norm follows a convolution is found by running `example`, not by names. Folding and its check are done in
-    float64, where a right one is equal to 1e-12 and a wrong one is not; should they differ by more than `EXACT` of the
-    largest output, or the net refuse, an unfolded copy is given. What is left is the rounding of float32.
+    Where a norm follows a convolution is found by running `example`, with `inputs` beside it, not by names. Folding and
+    its check are done in float64, where a right one is equal to 1e-12 and a wrong one is not; should they differ by
+    more than `EXACT` of the largest output, or the net refuse, an unfolded copy is given. What is left is the rounding
+    of float32.
     """
     plain = copy.deepcopy(model).eval()
     dtypes = {p.dtype for p in plain.parameters()}
     folded = None
     if len(dtypes) == 1:
         try:
+            exact = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
             with torch.no_grad():
-                folded = _folded(copy.deepcopy(plain).double(), example.double())
+                folded = _folded(copy.deepcopy(plain).double(), example.double(), exact)
         except Exception:  # positions computed in float32 that meet weights in float64, norms without statistics, ...
             folded = None
     return (folded.to(dtypes.pop()) if folded else plain).to(memory_format=torch.channels_last)
 
 
-def _folded(model: nn.Module, example: Tensor) -> nn.Module | None:
+def _folded(model: nn.Module, example: Tensor, inputs: dict[str, Tensor]) -> nn.Module | None:
     """The model, each BatchNorm folded whose input is, as an object, a plain convolution's output; None if wrong."""
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # by id; the tensors are kept so that no id is used again
     pairs: dict[nn.BatchNorm2d, nn.Module] = {}
@@ -82,7 +47,7 @@ def _folded(model: nn.Module, example: Tensor) -> nn.Module | None:
     plain = ("Conv2d", "Conv2dSame")
     hooks = [m.register_forward_hook(convolved) for m in model.modules() if type(m).__name__ in plain]
     hooks += [m.register_forward_pre_hook(normed) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    expected = model(example)
+    expected = model(example, **inputs)
     made.clear()
     for hook in hooks:
         hook.remove()
@@ -90,7 +55,7 @@ def _folded(model: nn.Module, example: Tensor) -> nn.Module | None:
         fused = fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var]
         _replace(model, conv, fused)
         _replace(model, norm, getattr(norm, "act", nn.Identity()))  # timm's norms carry their activation
-    return model if _equal(expected, model(example)) else None
+    return model if _equal(expected, model(example, **inputs)) else None
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

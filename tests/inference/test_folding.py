@@ -1,41 +1,11 @@
-"""Reading ahead, batching by size, and the folded copy."""
-
-import time
+"""The folded copy is equal, and is only made where it is."""
 
 import pytest
 import torch
 from torch import nn
 
 import zoo
-from zoo import inference
-
-
-def test_reading_ahead_keeps_order_and_errors():
-    def read(x):
-        time.sleep(0.002 * (5 - x % 5))
-        if x == 7:
-            raise ValueError("seven")
-        return x
-
-    for workers in (0, 3):
-        assert list(inference.read_ahead(read, range(7), workers)) == list(range(7))
-        items = inference.read_ahead(read, range(20), workers)
-        assert [next(items) for _ in range(7)] == list(range(7))
-        with pytest.raises(ValueError, match="seven"):
-            next(items)
-
-
-def test_reading_ahead_reads_no_further_than_needed():
-    seen = []
-    items = inference.read_ahead(lambda x: seen.append(x) or x, iter(range(1000)), 2)
-    next(items)
-    items.close()
-    assert len(seen) <= 6
-
-
-def test_batches_are_of_one_shape():
-    items = ["aa", "bb", "c", "dd", "ee", "ff"]
-    assert list(inference.batches(items, 2, lambda s: (len(s),))) == [["aa", "bb"], ["c"], ["dd", "ee"], ["ff"]]
+from zoo.inference.folding import faster
 
 
 @pytest.mark.parametrize("encoder", ["resnet10t", "tf_efficientnet_lite0", "convnext_atto"])
@@ -45,7 +15,7 @@ def test_folded_copies_are_equal_and_have_no_norm_left_behind_a_convolution(enco
     model(torch.rand(4, 3, 64, 64))
     model.eval()
     image = torch.rand(1, 3, 70, 90)
-    folded = inference.faster(model, torch.rand(1, 3, 64, 96))
+    folded = faster(model, torch.rand(1, 3, 64, 96))
     with torch.inference_mode():
         a, b = model(image)["logits"], folded(image)["logits"]
     assert (a - b).abs().max() <= 1e-5 * max(1, a.abs().max())
@@ -68,6 +38,6 @@ class Shared(nn.Module):
 def test_a_copy_that_would_differ_is_not_folded():
     model = Shared().eval()
     image = torch.rand(1, 3, 8, 8)
-    copy = inference.faster(model, image)
+    copy = faster(model, image)
     torch.testing.assert_close(copy(image)["out"], model(image)["out"])
     assert isinstance(copy.norm, nn.BatchNorm2d)

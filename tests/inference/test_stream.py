@@ -1,0 +1,35 @@
+"""Reading ahead, and batches of one shape."""
+
+import time
+
+import pytest
+
+from zoo.inference.stream import batches, read_ahead
+
+
+def test_reading_ahead_keeps_order_and_errors():
+    def read(x):
+        time.sleep(0.002 * (5 - x % 5))
+        if x == 7:
+            raise ValueError("seven")
+        return x
+
+    for workers in (0, 3):
+        assert list(read_ahead(read, range(7), workers)) == list(range(7))
+        items = read_ahead(read, range(20), workers)
+        assert [next(items) for _ in range(7)] == list(range(7))
+        with pytest.raises(ValueError, match="seven"):
+            next(items)
+
+
+def test_reading_ahead_reads_no_further_than_needed():
+    seen = []
+    items = read_ahead(lambda x: seen.append(x) or x, iter(range(1000)), 2)
+    next(items)
+    items.close()
+    assert len(seen) <= 6
+
+
+def test_batches_are_of_one_shape():
+    items = ["aa", "bb", "c", "dd", "ee", "ff"]
+    assert list(batches(items, 2, lambda s: (len(s),))) == [["aa", "bb"], ["c"], ["dd", "ee"], ["ff"]]

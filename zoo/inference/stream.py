@@ -1,0 +1,40 @@
+"""Many items through a model: read ahead in threads, then taken together where they are of one shape."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def read_ahead(read: Callable[[A], B], sources: Iterable[A], workers: int) -> Iterator[B]:
+    """`read` of each source, in order, up to two per worker ahead of the one in use; in this thread for no workers."""
+    if workers < 1:
+        yield from map(read, sources)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Any] = deque()
+        try:
+            for source in sources:
+                waiting.append(pool.submit(read, source))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for left in waiting:
+                left.cancel()
+
+
+def batches(items: Iterable[A], size: int, shape: Callable[[A], tuple[int, ...]]) -> Iterator[list[A]]:
+    """Consecutive items of equal shape, at most `size` together: nothing is resized to fit a batch."""
+    batch: list[A] = []
+    for item in items:
+        if batch and (len(batch) == size or shape(item) != shape(batch[0])):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
