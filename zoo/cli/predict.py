@@ -70,8 +70,8 @@ def predict(args: argparse.Namespace) -> int:
         threshold=args.threshold,
     )
     failed: list[UserError] = []
-    given = find_given(args.given, [place.with_suffix("").as_posix() for _, place in found])
-    predictions = model.predict(iter(names), failed=failed, **options, **given)
+    options |= find_given(args.given, [place.with_suffix("").as_posix() for _, place in found])
+    predictions = model.predict(iter(names), failed=failed, **options)
     for prediction in track(predictions, len(names), "predicting"):
         prediction.save(args.out, name=names[prediction.path], probabilities=args.probabilities)
     for sentence in failed[:SHOWN]:
