@@ -3,6 +3,7 @@
 `register` puts them into the registry for a test; nothing else may see them there.
 """
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 import torch
@@ -46,7 +47,9 @@ class TinyPatches(nn.Module):
 
 class MaskedTask(_Task):
     name, maps = "test_pretraining", ("prediction", "patch_mask")
-    prompts = {"noise": lambda image: torch.rand(len(image), -(-image.shape[2] // PATCH) * -(-image.shape[3] // PATCH))}
+    prompts: Mapping[str, object] = {
+        "noise": lambda image: torch.rand(len(image), -(-image.shape[2] // PATCH) * -(-image.shape[3] // PATCH))
+    }
 
     def loss(self, outputs, batch, weights=None, **_):
         error = (outputs["prediction"] - batch["image"]).square() * outputs["patch_mask"]
@@ -132,7 +135,7 @@ class HoleDecoder(nn.Module):
 
 class PromptTask(_Task):
     name, maps = "test_prompt", ("masks",)
-    prompts = {
+    prompts: Mapping[str, object] = {
         "points": lambda image: torch.rand(len(image), 2, 2),
         "boxes": lambda image: torch.rand(len(image), 1, 4),
     }
