@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers import resize
+from zoo.layers import averaging, resample, resize, separable
 
 STEM_WIDTH = {1: 16, 2: 32}  # of strides that the net has no map for; finer strides cost more pixels, so less width
 
@@ -178,50 +178,3 @@ def stem(in_channels: int, width: int, stride: int) -> nn.Sequential:
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
     )
-
-
-def averaging(length: int, out: int, like: Tensor) -> Tensor:
-    """Matrix (out, length) that averages as `adaptive_avg_pool1d` does, whose export to ONNX is wrong at open sizes.
-
-    Cell i is the mean of floor(i * length / out) up to, not including, ceil((i + 1) * length / out).
-    """
-    cell, source = _axes(length, out, like)
-    first = cell * length // out
-    last = ((cell + 1) * length + out - 1) // out
-    inside = (source >= first) & (source < last)
-    return inside.to(_precise(like)) / (last - first)
-
-
-def interpolating(length: int, out: int, like: Tensor) -> Tensor:
-    """Matrix (out, length) that interpolates linearly with half-pixel centres, as `zoo.layers.resize` does."""
-    cell, source = _axes(length, out, like)
-    centre = ((cell.to(_precise(like)) + 0.5) * length / out - 0.5).clamp(0, length - 1)
-    return (1 - (centre - source).abs()).clamp(min=0)
-
-
-def resample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """x (B, C, h, w) at (B, C, *size): along each side averaged where it shrinks by 2 or more, else linear."""
-    matrices = []
-    for length, out in zip(x.shape[-2:], size, strict=True):
-        shrinks = torch.full((), 2 * out, device=x.device) <= length  # a tensor: an open size stays open
-        matrices.append(torch.where(shrinks, averaging(length, out, x), interpolating(length, out, x)))
-    return separable(x, *matrices)
-
-
-def separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows @ x @ columns.T for every channel, in float32 or better also under autocast; x's dtype again."""
-    batch, channels, height, width = x.shape
-    tall, wide = rows.shape[0], columns.shape[0]
-    with torch.autocast(x.device.type, enabled=False):
-        # mm and bmm by name: matmul chooses between them by comparing sizes, which fixes open ones
-        across = x.to(rows.dtype).reshape(-1, width).mm(columns.T).reshape(batch * channels, height, wide)
-        down = torch.bmm(rows.expand(batch * channels, tall, height), across)
-    return down.reshape(batch, channels, tall, wide).to(x.dtype)
-
-
-def _axes(length: int, out: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.arange(out, device=like.device)[:, None], torch.arange(length, device=like.device)
-
-
-def _precise(like: Tensor) -> torch.dtype:
-    return torch.promote_types(like.dtype, torch.float32)
