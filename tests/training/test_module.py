@@ -6,8 +6,8 @@ from torch import nn
 
 from zoo.errors import UserError
 from zoo.training import module as modules
+from zoo.training.keys import Optimizer, Scheduler
 from zoo.training.module import Training, create_optimizer, create_schedule
-from zoo.training.recipe import Optimizer, Scheduler
 
 
 def rates(scheduler, steps, *, lr=1.0):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import UserError
-from zoo.training import recipe as recipes
+from zoo.training import keys
 from zoo.training.recipe import list_recipes, load_recipe, recipe_keys, recipe_text
 
 UNET = "segmentation/unet_folder"
@@ -211,14 +211,14 @@ def test_the_trainers_keys_are_lightnings():
     from lightning import Trainer
 
     known = list(inspect.signature(Trainer.__init__).parameters)[1:]
-    assert sorted(recipes.TRAINER_KEYS + recipes.TRAINER_KEYS_OF_THE_RUN) == sorted(known)
+    assert sorted(keys.TRAINER_KEYS + keys.TRAINER_KEYS_OF_THE_RUN) == sorted(known)
 
 
 def test_the_models_keys_are_create_models():
     import zoo
 
     elsewhere = {"task", "intensity", "pyramid"}  # a key of its own, the data card's, the checkpoint's
-    assert set(recipes.MODEL_KEYS) == set(inspect.signature(zoo.create_model).parameters) - elsewhere
+    assert set(keys.MODEL_KEYS) == set(inspect.signature(zoo.create_model).parameters) - elsewhere
 
 
 def test_the_catalogue_is_the_folder_of_recipes():

@@ -96,7 +96,8 @@ def find_run(name: str) -> Path:
 
 def print_keys(name: str, recipe: Any) -> None:
     """Every key of a recipe with its value and what it does."""
-    from zoo.training.recipe import TRAINER_KEYS, recipe_keys
+    from zoo.training.keys import TRAINER_KEYS
+    from zoo.training.recipe import recipe_keys
 
     print(f"usage: zoo train {name} [--key value ...]\n\nkeys, with their values in this recipe:\n")
     for key, value, doc in recipe_keys(recipe):

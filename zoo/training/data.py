@@ -12,8 +12,8 @@ from zoo.datasets.look import check_sizes, resolve
 from zoo.datasets.splits import Pair, split_pairs
 from zoo.datasets.transforms import Transform
 from zoo.errors import UserError, nearest
+from zoo.training.keys import Recipe
 from zoo.training.loader import eval_loader
-from zoo.training.recipe import Recipe
 
 Names = Mapping[str, list[list[str]]]
 """split -> [name, image, mask] of each pair, files relative to the card's root: what a run keeps in splits.json"""

@@ -13,8 +13,8 @@ from torchmetrics import Metric, MetricCollection
 
 from zoo.errors import UserError, nearest
 from zoo.model import Model
+from zoo.training.keys import Optimizer, Scheduler
 from zoo.training.loader import Batch, processes
-from zoo.training.recipe import Optimizer, Scheduler
 
 
 class Training(LightningModule):

@@ -23,7 +23,7 @@ from zoo.report import figures
 from zoo.report.page import read_table, write_page
 from zoo.training.callbacks import METRICS, Keep, Tables
 from zoo.training.data import Splits
-from zoo.training.recipe import Recipe
+from zoo.training.keys import Recipe
 from zoo.training.surroundings import one_line
 
 SAMPLES = 6

@@ -29,9 +29,10 @@ from zoo.report.page import write_page
 from zoo.training import record
 from zoo.training.callbacks import Keep, Show, Tables
 from zoo.training.data import Splits, open_data
+from zoo.training.keys import Recipe
 from zoo.training.loader import check_measurable, train_loader
 from zoo.training.module import Training, create_optimizer, create_schedule
-from zoo.training.recipe import Recipe, load_recipe
+from zoo.training.recipe import load_recipe
 from zoo.training.surroundings import create_console, interruptible, is_first, one_line, quiet, sentences
 
 EPOCHS = 20  # where a recipe bounds neither epochs, steps nor time

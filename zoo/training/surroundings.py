@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from zoo.errors import UserError
-from zoo.training.recipe import Recipe
+from zoo.training.keys import Recipe
 
 
 def is_first() -> bool:
