@@ -35,7 +35,7 @@ def _pranet(task: Any, *, u8: bool = True) -> Metric:
 
 METRICS: dict[str, Callable[[Any], Metric]] = {"segmentation": _segmentation}  # a plugin's task adds its own here
 PROTOCOLS: dict[str, Callable[..., Metric]] = {"pranet": _pranet}  # (task, **options); a plugin adds its own here
-LESS_IS_BETTER = ("mae",)  # figures by which no best epoch can be chosen: the highest is
+LESS_IS_BETTER = {"mae"}  # figures whose best epoch is the lowest; a plugin adds its own here
 
 
 def create_metrics(task: Any, protocol: Mapping[str, Any] | None = None) -> Metric | MetricCollection:

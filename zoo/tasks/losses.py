@@ -3,6 +3,8 @@
 The target's shape says which classes are meant: ids (B, H, W) int64 are exclusive classes (softmax), one map per class
 (B, K, H, W) with values in [0, 1], soft ones included, are independent classes (sigmoid). Pixels whose target equals
 `ignore_index` count nowhere: not in sums, counts, neighbourhoods or gradients; where nothing is left the loss is 0.
+`class_weights` make a mean over pixels a weighted one, sum(w loss) / sum(w), w being the weight of the pixel's class:
+(K,) of exclusive classes; of independent ones (2,), of the background and of the foreground of each map.
 Everything is computed in float32 at least, so that sums over half-precision logits do not overflow.
 """
 
@@ -15,23 +17,37 @@ from zoo.errors import UserError
 WINDOW = 31  # side of the neighbourhood in the structure loss, in pixels
 
 
-def bce(logits: Tensor, target: Tensor, ignore_index: int | None = None) -> Tensor:
+def bce(
+    logits: Tensor, target: Tensor, ignore_index: int | None = None, *, class_weights: Tensor | None = None
+) -> Tensor:
     """Binary cross-entropy of independent classes, mean over pixels and classes.
 
+    A soft target t is t of the foreground and 1 - t of the background, in its loss and in its weight.
     logits and target (B, K, H, W); gives a scalar.
     """
     logits, truth, valid = _independent(logits, target, ignore_index)
-    return _mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), valid)
+    if class_weights is None:
+        return _mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), valid)
+    off, on = class_weights.to(truth.dtype)
+    background, foreground = off * (1 - truth), on * truth
+    values = -foreground * F.logsigmoid(logits) - background * F.logsigmoid(-logits)
+    return _weighted_mean(values, foreground + background, valid)
 
 
-def ce(logits: Tensor, target: Tensor, ignore_index: int | None = None) -> Tensor:
+def ce(
+    logits: Tensor, target: Tensor, ignore_index: int | None = None, *, class_weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of exclusive classes, mean over pixels.
 
     logits (B, K, H, W), target (B, H, W) int64 ids; gives a scalar.
     """
     logits, ids, valid = _exclusive(logits, target, ignore_index)
     # reduction="none", then a sum of our own: torch's sum over pixels is not deterministic on CUDA.
-    return _mean(F.cross_entropy(logits, ids, reduction="none"), valid)
+    values = F.cross_entropy(logits, ids, reduction="none")
+    if class_weights is None:
+        return _mean(values, valid)
+    weight = class_weights.to(values.dtype)[ids]
+    return _weighted_mean(weight * values, weight, valid)
 
 
 def dice(logits: Tensor, target: Tensor, ignore_index: int | None = None, *, smooth: float = 0.0) -> Tensor:
@@ -58,12 +74,19 @@ def dice(logits: Tensor, target: Tensor, ignore_index: int | None = None, *, smo
 
 
 def focal(
-    logits: Tensor, target: Tensor, ignore_index: int | None = None, *, gamma: float = 2.0, alpha: float | None = None
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int | None = None,
+    *,
+    gamma: float = 2.0,
+    alpha: float | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Focal loss -(1 - p_t)^gamma log p_t, mean over pixels (and over classes where they are independent).
 
-    gamma >= 0; alpha in [0, 1] weighs the foreground, 1 - alpha the background (independent classes alone). A soft
-    target t mixes the losses of both labels, t of the foreground's and 1 - t of the background's.
+    gamma >= 0; alpha in [0, 1] weighs the foreground, 1 - alpha the background (independent classes alone), and unlike
+    `class_weights` it is in the sum only, not in what the sum is divided by. A soft target t mixes the losses of both
+    labels, t of the foreground's and 1 - t of the background's.
     logits (B, K, H, W); target as ids or as maps. Source: Lin et al. 2017 (arXiv 1708.02002), equations 4 and 5.
     """
     if target.ndim == 3:
@@ -75,7 +98,11 @@ def focal(
         log_p = -F.cross_entropy(logits, ids, reduction="none")
         # At 0 the power has an infinite slope for gamma below 1; times a zero gradient that would be nan.
         miss = -torch.expm1(log_p)
-        return _mean(-(miss.clamp_min(1e-12) ** gamma) * log_p, valid)
+        values = -(miss.clamp_min(1e-12) ** gamma) * log_p
+        if class_weights is None:
+            return _mean(values, valid)
+        weight = class_weights.to(values.dtype)[ids]
+        return _weighted_mean(weight * values, weight, valid)
     logits, truth, valid = _independent(logits, target, ignore_index)
     log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)  # of foreground and background
     # The powers are taken through logarithms: finite, gradients too, for any logit and any gamma.
@@ -83,7 +110,10 @@ def focal(
     background = -(1 - truth) * (gamma * log_p).exp() * log_q
     if alpha is not None:
         foreground, background = alpha * foreground, (1 - alpha) * background
-    return _mean(foreground + background, valid)
+    if class_weights is None:
+        return _mean(foreground + background, valid)
+    off, on = class_weights.to(truth.dtype)
+    return _weighted_mean(on * foreground + off * background, on * truth + off * (1 - truth), valid)
 
 
 def structure(logits: Tensor, target: Tensor, ignore_index: int | None = None, *, as_coded: bool = False) -> Tensor:
@@ -156,3 +186,9 @@ def _valid(target: Tensor, ignore_index: int | None) -> Tensor:
 def _mean(values: Tensor, where: Tensor) -> Tensor:
     """Mean of `values` where `where` is true; 0, with gradient 0, where it is true nowhere."""
     return torch.where(where, values, 0.0).sum() / where.sum().clamp_min(1)
+
+
+def _weighted_mean(weighted: Tensor, weight: Tensor, where: Tensor) -> Tensor:
+    """Sum of the values, each times its weight already, over the sum of the weights, where `where` is true; else 0."""
+    total = torch.where(where, weight, 0.0).sum()
+    return torch.where(where, weighted, 0.0).sum() / torch.where(total > 0, total, 1.0)

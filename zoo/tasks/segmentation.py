@@ -25,6 +25,7 @@ TERMS: dict[str, dict[str, Callable[..., Tensor]]] = {  # mode -> the loss terms
     "multiclass": {"ce": losses.ce, "dice": losses.dice, "focal": losses.focal},
     "multilabel": INDEPENDENT,
 }
+WEIGHED = ("bce", "ce", "focal")  # terms that take class weights: dice counts classes alike, structure has its own
 DEFAULT_LOSS = {
     "binary": {"bce": 1.0, "dice": 1.0},
     "multiclass": {"ce": 1.0, "dice": 1.0},
@@ -105,6 +106,7 @@ class Segmentation:
         weights: Mapping[str, float] | None = None,
         *,
         decoder_weights: Mapping[str, float] | None = None,
+        class_weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms of the loss, each times its weight, and their sum as "loss".
 
@@ -114,6 +116,7 @@ class Segmentation:
         bool or uint8. weights: of terms, "main" (on logits; 1), "aux" (on all of `aux`; 1), the decoder's losses (1);
         terms that are not named have none, unless no term is named at all: then the default holds, {bce: 1, dice: 1},
         or {ce: 1, dice: 1} in multiclass. decoder_weights: the decoder's `loss_weights`, its own names and defaults.
+        class_weights: of bce, ce and focal, as `check_class_weights` has it; float, on the logits' device.
         Raises UserError on unknown names and, as in `check`, on a target that does not fit.
         """
         own = outputs.get("losses", {})
@@ -121,7 +124,8 @@ class Segmentation:
         self.check_weights(weights, {*own, *(decoder_weights or {})})
         weight = {**(decoder_weights or {}), **weights}
         terms = TERMS[self.mode]
-        active = {name: weight[name] for name in terms if name in weight} or DEFAULT_LOSS[self.mode]
+        active = self._active(weight)
+        weighed = {} if class_weights is None else {"class_weights": class_weights}
 
         logits, mask = outputs["logits"], batch["mask"]
         self._check_logits(logits, mask)
@@ -136,7 +140,9 @@ class Segmentation:
             for name, factor in active.items():
                 scale = factor * weight.get(part, 1.0)
                 if maps and scale:
-                    result[name + suffix] = scale * torch.stack([terms[name](x, target, ignore) for x in maps]).sum()
+                    options = weighed if name in WEIGHED else {}
+                    values = [terms[name](x, target, ignore, **options) for x in maps]
+                    result[name + suffix] = scale * torch.stack(values).sum()
         for name, value in own.items():
             result[name] = weight.get(name, 1.0) * losses.full_precision(value)
         total = torch.stack(list(result.values())).sum() if result else logits.new_zeros((), dtype=torch.float32)
@@ -217,6 +223,34 @@ class Segmentation:
                 raise UserError(f"{wrong}{near}; choose from {', '.join(known)}, or take the default (--loss null).")
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise UserError(f"The weight of the loss {name!r} must be a number from 0 up, not {value!r}.")
+
+    def check_class_weights(self, class_weights: Sequence[float], weights: Mapping[str, float] | None = None) -> None:
+        """Raise UserError where class weights do not fit: one for each class, in binary background and foreground.
+
+        weights: of the loss's terms; one of them has to take class weights. Multilabel has none: a pixel may be of
+        several classes, and of each of them foreground or not.
+        """
+        if self.mode == "multilabel":
+            raise UserError(
+                "class_weights are for classes of which a pixel has one, and in multilabel it may have several; take"
+                " --class_weights null."
+            )
+        number = max(self.num_classes, 2)
+        if len(class_weights) != number:
+            what = "background and foreground" if self.mode == "binary" else "one for each class"
+            raise UserError(f"class_weights has {len(class_weights)} entries; give {number}, {what}.")
+        if not all(0 <= value < math.inf for value in class_weights) or not any(class_weights):
+            raise UserError(f"class_weights are numbers from 0 up, not all of them 0; not {list(class_weights)}.")
+        active = self._active(weights or {})
+        if not any(active.get(name) for name in WEIGHED):
+            raise UserError(
+                f"class_weights weigh {', '.join(WEIGHED)}, but the loss is {', '.join(active)}; name one of these in"
+                " `loss`, or take --class_weights null."
+            )
+
+    def _active(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """The loss terms that count, with their weights."""
+        return {name: weights[name] for name in TERMS[self.mode] if name in weights} or DEFAULT_LOSS[self.mode]
 
     def _check_logits(self, logits: Tensor, mask: Tensor) -> None:
         if logits.shape[1] != self.num_outputs:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zoo.files import aside
+from zoo.metrics import LESS_IS_BETTER
 from zoo.training.loader import processes
 
 METRICS, TIMINGS = "metrics.csv", "timings.csv"
@@ -24,8 +25,8 @@ METRICS, TIMINGS = "metrics.csv", "timings.csv"
 class Tables(Callback):
     """A row per epoch in metrics.csv, in which no clock stands, and in timings.csv.
 
-    metrics.csv: epoch, step (optimiser steps so far), lr (of the last step), train/<loss term> (a mean over the images)
-    and val/<metric>.
+    metrics.csv: epoch, step (optimiser steps so far), lr (of the last step; of all but the backbone), train/<loss term>
+    (a mean over the images) and val/<metric>. Loggers get the same rows.
     timings.csv: epoch, images (once for each rate), train_seconds, val_seconds, images_per_second (of training alone)
     and waiting: the share of train_seconds without a batch, from the end of a step to the start of the next.
     """
@@ -79,6 +80,8 @@ class Tables(Callback):
             | {f"train/{name}": value for name, value in module.terms.items()}
             | {f"val/{name}": value for name, value in module.scores.items()}
         )
+        for logger in trainer.loggers:
+            logger.log_metrics(self.metrics[-1], step=trainer.global_step)
         self.timings.append(
             {
                 "epoch": epoch,
@@ -106,9 +109,10 @@ def write_table(path: Path, rows: list[dict[str, Any]], *, digits: int) -> None:
 
 
 class Keep(Callback):
-    """Saves the model after each epoch whose `monitor` is the best so far (more is better), or after every epoch.
+    """Saves the model after each epoch whose `monitor` is the best so far, or after every epoch.
 
-    monitor: a validation metric, None = every epoch, so that the last one stays. epoch, score: of what is saved.
+    monitor: a validation metric, more of which is better unless it is in LESS_IS_BETTER; None = every epoch, so that
+    the last one stays. epoch, score: of what is saved.
     """
 
     def __init__(self, folder: Path | None, monitor: str | None):
@@ -119,10 +123,11 @@ class Keep(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         score = math.nan if self.monitor is None else module.scores.get(self.monitor, math.nan)
         # an epoch without a score is worse than any with one, and gives way to the next
-        if self.monitor is None or math.isnan(self.score) or score > self.score:
+        better = score < self.score if self.monitor in LESS_IS_BETTER else score > self.score
+        if self.monitor is None or math.isnan(self.score) or better:
             self.epoch, self.score = trainer.current_epoch + 1, score
             if self.folder:
-                module.model.save(self.folder)
+                module.kept.save(self.folder)
 
 
 class Show(Callback):

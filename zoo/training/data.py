@@ -15,6 +15,8 @@ from zoo.errors import UserError, nearest
 from zoo.training.keys import Recipe
 from zoo.training.loader import eval_loader
 
+PASSES = 25  # over the few images of `overfit` in an epoch, so that it has steps enough
+
 Names = Mapping[str, list[list[str]]]
 """split -> [name, image, mask] of each pair, files relative to the card's root: what a run keeps in splits.json"""
 
@@ -67,17 +69,20 @@ class Splits:
             )
 
     def training(self) -> FolderDataset:
+        """The train split, fitted and varied; with `overfit` each image PASSES times in an epoch, always the same."""
         self.check_split("train")
-        data = self.recipe.data
-        transform = Transform(
-            data.size, data.fit, data.augment, soft_masks=data.soft_masks, ignore_index=self.card.ignore_index
-        )
-        return FolderDataset(self.card, self.pairs["train"], transform, self.recipe.seed)
+        data, pairs = self.recipe.data, self.pairs["train"]
+        fit, augment = data.fit, data.augment
+        if self.recipe.overfit:
+            fit, augment, pairs = "resize", "none", pairs * PASSES
+        transform = Transform(data.size, fit, augment, soft_masks=data.soft_masks, ignore_index=self.card.ignore_index)
+        return FolderDataset(self.card, pairs, transform, self.recipe.seed)
 
     def original(self, split: str) -> FolderDataset:
-        """The split as it is stored: original sizes, nothing random."""
+        """The split as it is stored: original sizes, nothing random; with `overfit` at the size of training."""
         self.check_split(split)
-        return FolderDataset(self.card, self.pairs[split])
+        same = Transform(self.recipe.data.size, "resize") if self.recipe.overfit else None
+        return FolderDataset(self.card, self.pairs[split], same)
 
     def eval_loader(self, split: str) -> Any:
         data = self.recipe.data
@@ -97,6 +102,7 @@ def open_data(
 ) -> Splits:
     """The recipe's card, resolved: files found, class values known, images split.
 
+    With `overfit` there are but the first of the train split's images, as train and as val split.
     channels, intensity: the model's; None = the card's. names: the splits as a run has kept them, so that files that
     came later belong to none; None = the card's.
     """
@@ -105,6 +111,9 @@ def open_data(
     card = resolve(card if intensity is None else replace(card, intensity=dict(intensity)))
     if names is None:
         pairs = split_pairs(card)
+        if recipe.overfit:
+            few = pairs["train"][: recipe.overfit]
+            pairs = {"train": few, "val": few}
         check_sizes(pair for some in pairs.values() for pair in some)
         return Splits(recipe, card, pairs)
     root = Path(card.root or ".")

@@ -5,7 +5,7 @@ import math
 import platform
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.console import Console
 
 import zoo
 from zoo.files import aside
+from zoo.metrics import LESS_IS_BETTER
 from zoo.model import Model
 from zoo.prediction import default_colors
 from zoo.report import figures
@@ -27,6 +28,7 @@ from zoo.training.keys import Recipe
 from zoo.training.surroundings import one_line
 
 SAMPLES = 6
+LEARNED = 0.9  # of the monitor, from which on few images count as learned
 
 Scores = Mapping[str, float]
 
@@ -72,6 +74,25 @@ def kept(keep: Keep) -> str:
     if keep.monitor is None or math.isnan(keep.score):
         why = "the last" if keep.monitor is None else f"the last, since {keep.monitor} was not measured"
     return f"Epoch {keep.epoch} is kept, {why}."
+
+
+def ended(patience: int | None, monitor: str | None, epoch: int) -> str:
+    """That the training ended early, and why."""
+    return f"The training ended after epoch {epoch}: {monitor} was no better in {patience} validations."
+
+
+def learned(images: int, keep: Keep, rows: Sequence[Mapping[str, float]]) -> str:
+    """Whether a training on few images (`overfit`) has learned them, by the monitor; and what became of the loss."""
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    facts = f"the loss went from {losses[0]:.4f} in the first epoch to {losses[-1]:.4f} in the last"
+    if keep.monitor is None or keep.monitor in LESS_IS_BETTER or math.isnan(keep.score):
+        return f"Trained and measured on the same {images} images: {facts}."
+    if keep.score >= LEARNED:
+        return f"It can learn: {keep.monitor} is {keep.score:.4f} on the {images} images trained on; {facts}."
+    return (
+        f"It has not learned its {images} images: {keep.monitor} is {keep.score:.4f} on them, below {LEARNED}; {facts}."
+        " Look at the masks (`zoo data check`), at optimizer.lr and at the loss, or train for more epochs."
+    )
 
 
 def told(split: str, scores: Scores) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 
 from zoo.checkpoints import folder as checkpoint
@@ -27,11 +28,14 @@ from zoo.metrics import LESS_IS_BETTER, create_metrics
 from zoo.model import Model
 from zoo.report.page import write_page
 from zoo.training import record
+from zoo.training.balance import class_weights
 from zoo.training.callbacks import Keep, Show, Tables
-from zoo.training.data import Splits, open_data
+from zoo.training.data import PASSES, Splits, open_data
 from zoo.training.keys import Recipe
 from zoo.training.loader import check_measurable, train_loader
-from zoo.training.module import Training, create_optimizer, create_schedule
+from zoo.training.loggers import create_logger
+from zoo.training.module import Training
+from zoo.training.optim import create_optimizer, create_schedule
 from zoo.training.recipe import load_recipe
 from zoo.training.surroundings import create_console, interruptible, is_first, one_line, quiet, sentences
 
@@ -160,15 +164,26 @@ def _train(recipe: Recipe, runs: Path, console: Console) -> Path:
                 console.print(f"Note: {note}")
             metrics = create_metrics(model.task, recipe.protocol)
             keep.monitor = _monitor(recipe, data, metrics)
-            trainer = create_trainer(recipe.trainer, [tables, keep, Show(console, tables, keep)])
+            stop = _early_stopping(recipe, keep.monitor)
+            callbacks = [tables, keep, Show(console, tables, keep), *stop]
+            trainer = create_trainer(recipe.trainer, callbacks, create_logger(recipe.trainer.get("logger"), folder))
             for split in data.images.keys() - {"train"}:
                 check_measurable(data.images[split], trainer.world_size)
             # what Lightning would only find out once the training has begun
-            create_optimizer([p for p in model.parameters() if p.requires_grad], recipe.optimizer)
+            create_optimizer(model, recipe.optimizer)
             endless = trainer.max_epochs == -1 and trainer.max_steps == -1
             create_schedule(recipe.scheduler, steps=math.inf if endless else 1)
+            recipe.class_weights = class_weights(recipe, data, model.task)
             module = Training(
-                model, metrics, weights=recipe.loss, optimizer=recipe.optimizer, scheduler=recipe.scheduler
+                model,
+                metrics,
+                weights=recipe.loss,
+                optimizer=recipe.optimizer,
+                scheduler=recipe.scheduler,
+                class_weights=recipe.class_weights,
+                ema=recipe.ema,
+                channels_last=recipe.channels_last,
+                compile=recipe.compile,
             )
             loader = train_loader(
                 data.training(),
@@ -195,12 +210,17 @@ def _train(recipe: Recipe, runs: Path, console: Console) -> Path:
         raise
     folder = Path(trainer.strategy.broadcast(str(folder)))  # only the first process has made one
     model.load_state_dict(checkpoint.read(folder)[1])
+    if any(stopper.stopping_reason_message for stopper in stop):
+        facts["told"].append(record.ended(recipe.early_stopping.patience, keep.monitor, len(tables.metrics)))
+    if recipe.overfit:
+        facts["told"].append(record.learned(data.images["train"], keep, tables.metrics))
     facts |= {"told": [*facts["told"], record.kept(keep)], "kept_epoch": keep.epoch}
     if trainer.is_global_zero:  # finished, whatever a test may still find
         record.write_json(folder / "run.json", facts)
         record.draw_curves(folder, keep)
         write_page(folder)
-    console.print(facts["told"][-1])
+    for line in facts["told"][1:]:
+        console.print(line)
     _finish(folder, recipe, data, trainer, module, facts, console)
     return folder
 
@@ -278,8 +298,15 @@ def _notes(recipe: Recipe, data: Splits, model: Model) -> Iterator[str]:
             f"the model resizes every image to {record.by(model.input_size)} when it answers, but trains on"
             f" {record.by(size)}; set data.size or model.input_size to make them equal."
         )
-    if data.images["train"] < recipe.data.batch_size:
+    if data.images["train"] < recipe.data.batch_size and not recipe.overfit:
         yield f"there are but {data.images['train']} training images, so batches are of that size."
+    if recipe.overfit:
+        yield (
+            f"overfit: trained, validated and tested on the same {data.images['train']} images, whole and unvaried; an"
+            f" epoch goes {PASSES} times over them."
+        )
+    if recipe.class_weights == "balanced":
+        yield "class weights are counted from the masks of the train split."
     if recipe.monitor and "val" not in data.pairs:
         yield "the data has no val split, so the last epoch is kept."
 
@@ -295,15 +322,25 @@ def _monitor(recipe: Recipe, data: Splits, metrics: Any) -> str | None:
             f"There is no metric {recipe.monitor!r} to monitor{nearest(recipe.monitor, known) or '.'}"
             f" There are: {', '.join(known)}; null keeps the last epoch."
         )
-    if recipe.monitor in LESS_IS_BETTER:
-        raise UserError(
-            f"The kept epoch is the one whose monitor is highest, but less is better of {recipe.monitor!r}; choose"
-            f" another: {', '.join(name for name in known if name not in LESS_IS_BETTER)}, or null."
-        )
     return recipe.monitor
 
 
-def create_trainer(options: dict[str, Any], callbacks: list[Any]) -> Trainer:
+def _early_stopping(recipe: Recipe, monitor: str | None) -> list[EarlyStopping]:
+    options = recipe.early_stopping
+    if options.patience is None:
+        return []
+    if monitor is None:
+        raise UserError(
+            f"early_stopping.patience is {options.patience}, but there is nothing to judge by: it needs a monitor and a"
+            " val split. Take --early_stopping null, or set --monitor."
+        )
+    mode = "min" if monitor in LESS_IS_BETTER else "max"
+    # a metric without a value is no better, but no reason to stop at once
+    bounds = dict(patience=options.patience, min_delta=options.min_delta, check_finite=False)
+    return [EarlyStopping(f"val/{monitor}", mode=mode, **bounds)]
+
+
+def create_trainer(options: dict[str, Any], callbacks: list[Any], logger: Any = False) -> Trainer:
     """Lightning's Trainer with a run's defaults under the recipe's `trainer`; on all devices unless it says otherwise.
 
     Raises UserError where the keys don't fit.
@@ -311,7 +348,7 @@ def create_trainer(options: dict[str, Any], callbacks: list[Any]) -> Trainer:
     gpu = torch.cuda.is_available() and options.get("accelerator", "auto") in ("auto", "gpu", "cuda")
     defaults = {"precision": "16-mixed" if gpu else "32-true"}
     own = dict(
-        callbacks=callbacks, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        callbacks=callbacks, logger=logger, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     )  # fmt: skip
     try:
