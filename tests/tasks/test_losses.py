@@ -229,3 +229,69 @@ def test_a_target_of_the_other_kind_is_refused():
         ce(logits, torch.zeros(1, 2, 4, 4))
     with pytest.raises(UserError, match="alpha"):
         focal(logits, torch.zeros(1, 4, 4, dtype=torch.int64), alpha=0.25)
+
+
+def drawn(classes, seed=0, size=(2, 9, 7)):
+    """(logits, ids) with some pixels ignored (255)."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, height, width = size
+    logits = torch.randn(batch, classes, height, width, generator=generator, dtype=torch.float64)
+    ids = torch.randint(0, max(classes, 2), size, generator=generator)
+    ids[torch.rand(size, generator=generator) < 0.2] = 255
+    return logits, ids
+
+
+def test_weighted_cross_entropy_is_torchs():
+    logits, ids = drawn(3)
+    weights = torch.tensor([0.5, 2.0, 7.0], dtype=torch.float64)
+    expected = torch.nn.functional.cross_entropy(logits, ids, weight=weights, ignore_index=255)
+    torch.testing.assert_close(ce(logits, ids, 255, class_weights=weights), expected)
+    torch.testing.assert_close(focal(logits, ids, 255, gamma=0.0, class_weights=weights), expected)
+
+
+def test_weights_of_background_and_foreground_are_those_of_two_exclusive_classes():
+    logits, ids = drawn(1)
+    weights = torch.tensor([0.5, 7.0])
+    two = torch.cat([torch.zeros_like(logits), logits], dim=1)  # softmax of (0, x) is sigmoid of x
+    for one, other in ((bce, ce), (focal, focal)):
+        expected = other(two, ids, 255, class_weights=weights)
+        torch.testing.assert_close(one(logits, ids[:, None], 255, class_weights=weights), expected)
+
+
+@pytest.mark.parametrize("loss", [bce, ce, focal])
+def test_equal_class_weights_change_nothing_whatever_their_size(loss):
+    logits, ids = drawn(1 if loss is bce else 3)
+    target = ids[:, None] if loss is bce else ids
+    weights = torch.full((2 if loss is bce else 3,), 4.0)
+    torch.testing.assert_close(loss(logits, target, 255, class_weights=weights), loss(logits, target, 255))
+
+
+@pytest.mark.parametrize("loss", [bce, ce, focal])
+def test_ignored_pixels_have_no_weight_either(loss):
+    logits, ids = drawn(1 if loss is bce else 3)
+    target = ids[:, None] if loss is bce else ids
+    weighed = partial(loss, class_weights=torch.tensor([1.0, 5.0] if loss is bce else [1.0, 5.0, 2.0]))
+    value, gradient = value_and_gradient(weighed, logits, target, 255)
+    ignored = (ids == 255)[:, None].expand_as(logits)
+    assert (gradient[ignored] == 0).all()
+    changed = torch.where(ignored, 50.0, logits)
+    torch.testing.assert_close(weighed(changed, target, 255), value)
+    nothing, still = value_and_gradient(weighed, logits, torch.full_like(target, 255), 255)
+    assert nothing == 0
+    assert (still == 0).all()
+
+
+def test_a_soft_target_has_a_share_of_both_weights():
+    x, t, off, on = 0.3, 0.25, 2.0, 5.0
+    p = 1 / (1 + math.exp(-x))
+    expected = -(on * t * math.log(p) + off * (1 - t) * math.log(1 - p)) / (on * t + off * (1 - t))
+    logits, target = torch.full((1, 1, 2, 2), x), torch.full((1, 1, 2, 2), t)
+    assert bce(logits, target, class_weights=torch.tensor([off, on])).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_class_of_weight_zero_is_not_learned():
+    logits, ids = drawn(3)
+    _, gradient = value_and_gradient(partial(ce, class_weights=torch.tensor([0.0, 1.0, 1.0])), logits, ids, 255)
+    none = (ids == 0)[:, None].expand_as(logits)
+    assert (gradient[none] == 0).all()
+    assert (gradient[~none & (ids != 255)[:, None]] != 0).any()

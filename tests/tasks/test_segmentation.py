@@ -172,6 +172,42 @@ def test_unknown_unsuitable_and_senseless_weights_are_refused(task, weights, sen
         task.loss({"logits": make_logits(task.num_outputs)}, {"mask": make_ids(2)}, weights)
 
 
+def test_class_weights_are_of_the_terms_that_take_them_on_every_map():
+    weights = torch.tensor([0.5, 2.0, 7.0])
+    batch = {"mask": make_ids(3)}
+    outputs = {"logits": make_logits(3), "aux": [make_logits(3, seed=2)]}
+    plain = MULTICLASS.loss(outputs, batch)
+    weighed = MULTICLASS.loss(outputs, batch, class_weights=weights)
+    assert weighed["dice"] == plain["dice"]
+    for name, logits in (("ce", outputs["logits"]), ("ce_aux", outputs["aux"][0])):
+        torch.testing.assert_close(weighed[name], F.cross_entropy(logits, batch["mask"], weight=weights))
+    soft = {"mask": make_ids(2)[:, None].float()}
+    assert BINARY.loss({"logits": make_logits(1)}, soft, class_weights=weights[:2])["bce"] != 0
+
+
+@pytest.mark.parametrize(
+    ("task", "class_weights", "weights", "sentence"),
+    [
+        (MULTICLASS, [1, 2], None, r"has 2 entries; give 3, one for each class"),
+        (BINARY, [1], None, r"has 1 entries; give 2, background and foreground"),
+        (BINARY, [0, 0], None, r"not all of them 0"),
+        (MULTICLASS, [1, -1, 1], None, r"numbers from 0 up"),
+        (MULTICLASS, [1, math.inf, 1], None, r"numbers from 0 up"),
+        (MULTILABEL, [1, 1, 1], None, r"in multilabel it may have several; take --class_weights null"),
+        (BINARY, [1, 2], {"structure": 1}, r"weigh bce, ce, focal, but the loss is structure"),
+        (BINARY, [1, 2], {"dice": 1, "bce": 0}, r"but the loss is bce, dice"),
+    ],
+)
+def test_class_weights_that_do_not_fit_are_refused(task, class_weights, weights, sentence):
+    with pytest.raises(UserError, match=sentence):
+        task.check_class_weights(class_weights, weights)
+
+
+def test_class_weights_that_fit_are_taken():
+    MULTICLASS.check_class_weights([0, 1, 2.5])
+    BINARY.check_class_weights((1, 3), {"focal": 1, "dice": 1})
+
+
 @pytest.mark.parametrize(
     ("task", "mask", "sentence"),
     [

@@ -9,7 +9,7 @@ import copy
 import math
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,8 @@ def _train(recipe: Recipe, runs: Path, console: Console) -> Path:
             facts |= record.facts_of(recipe, data, model, folder)
             if folder:
                 _write_start(folder, recipe, data, facts)
+            for logger in trainer.loggers:
+                logger.log_hyperparams(asdict(recipe))
             what, on = record.describe(recipe, data, model)
             console.print(f"Training {what}, on {on}.\nThe run lies in {folder}")
             trainer.fit(module, loader, held_out)
