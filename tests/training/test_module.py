@@ -167,7 +167,7 @@ def test_channels_last_changes_the_order_in_memory_and_nothing_else():
 
 def test_a_compiled_training_is_the_same_and_leaves_no_trace_in_the_weights_names(monkeypatch):
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend="aot_eager", **options))
     runs = [fit(images(8, 2), options={"compile": on, "ema": 0.9}) for on in (False, True)]
     assert runs[1].compiled
     assert list(runs[0].state_dict()) == list(runs[1].state_dict())
@@ -180,9 +180,19 @@ def test_what_cannot_be_compiled_is_a_sentence_and_no_slower_training(monkeypatc
         raise RuntimeError("no C++ compiler")
 
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=broken))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=broken, **options))
     with pytest.raises(UserError, match=r"cannot compile this model here \(.*no C\+\+ compiler.*--compile false"):
         fit(images(4, 2), options={"compile": True})
+
+
+def test_more_sizes_than_the_compiler_keeps_are_a_sentence_too(monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend="eager", **options))
+    batches = images(12, 1)
+    for side, batch in enumerate(batches, start=8):
+        batch["image"], batch["mask"] = torch.rand(1, 3, 8, side), torch.zeros(1, 8, side, dtype=torch.int64)
+    with pytest.raises(UserError, match=r"more sizes than torch\.compile keeps \(8\); set data\.size"):
+        fit(batches, options={"compile": True})
 
 
 @pytest.mark.slow
