@@ -20,6 +20,7 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
     from torch._dynamo import config
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+    torch.compiler.reset()  # what earlier models of this process have compiled would count as sizes of this one
     function = torch.compile(model.forward, dynamic=False)
 
     def call(*args: Any, **kwargs: Any) -> Any:
