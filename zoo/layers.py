@@ -14,7 +14,10 @@ def resize(x: Tensor, size: tuple[int, ...], *, antialias: bool = False) -> Tens
     # while a program is traced the question is not asked: its answer would fix a height and width that are left open
     if not torch.compiler.is_compiling() and x.shape[-2:] == tuple(size):
         return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=antialias)
+    if antialias:  # which a CPU does not do in half precision
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.interpolate(exact, size, mode="bilinear", align_corners=False, antialias=True).to(x.dtype)
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 class ConvNorm(nn.Sequential):
