@@ -167,6 +167,7 @@ class FPN(Classic):
             ),
             strides=self.strides,
             width=segmentation_channels * (4 if merge_policy == "cat" else 1),
+            least=2 if segmentation_channels == 32 else 1,  # a group of one channel in one cell is refused by its norms
         )  # fmt: skip
 
 
