@@ -73,14 +73,6 @@ def test_weights_of_a_checkpoint_folder_or_file_go_into_a_model(tmp_path):
         assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
 
 
-def test_one_output_matches_in_and_out_of_a_batch():
-    model = zoo.create_model(**SMALL, num_classes=2).eval()
-    images = torch.rand(3, 3, 50, 34)
-    together = model(images)["logits"]
-    alone = torch.cat([model(image[None])["logits"] for image in images])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -281,13 +281,3 @@ def test_an_even_kernel_and_a_wrong_number_of_levels_are_refused():
         ReverseAttention(CHANNELS, 1, ra_kernels=(5, 4, 3))
     with pytest.raises(UserError, match="takes 3 feature levels, not 4"):
         ReverseAttention((8, 8, 8, 8), 1)
-
-
-@pytest.mark.parametrize("num_outputs", [1, 3])
-def test_exports_and_compiles_without_a_graph_break(num_outputs):
-    decoder, inputs = small(num_outputs), pyramid(33, 47)
-    with torch.no_grad():
-        expected = decoder(*inputs)["logits"]
-        torch.testing.assert_close(torch.export.export(decoder, inputs).module()(*inputs)["logits"], expected)
-        compiled = torch.compile(decoder, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(*inputs)["logits"], expected)

@@ -112,10 +112,9 @@ def test_an_unknown_upsample_is_refused():
         Unet(CHANNELS, 1, upsample="bicubic")
 
 
-@pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
-def test_exports_and_compiles_without_a_graph_break(upsample):
+def test_bilinear_exports_and_compiles_without_a_graph_break():
     torch.manual_seed(0)
-    decoder = Unet(CHANNELS, 1, widths=(8, 8, 8, 8, 8), upsample=upsample).eval()
+    decoder = Unet(CHANNELS, 1, widths=(8, 8, 8, 8, 8), upsample="bilinear").eval()
     inputs = pyramid(33, 47)
     with torch.no_grad():
         expected = decoder(*inputs)["logits"]
