@@ -1,4 +1,4 @@
-"""Files written whole: aside first, then renamed, so that nobody ever reads half of one."""
+"""Files written whole: aside first, then renamed, so that nobody ever reads half of one; and the folder of what may be made again."""
 
 import os
 from collections.abc import Iterator
@@ -19,3 +19,8 @@ def aside(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """visionzoo's folder under $XDG_CACHE_HOME, by default ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visionzoo"

@@ -3,7 +3,6 @@
 Everything is written aside and renamed, so that an interrupted run leaves nothing half-written.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from zoo.datasets.card import Card
 from zoo.errors import UserError, nearest
+from zoo.files import cache_folder
 
 
 def find_root(card: Card) -> Path:
@@ -39,11 +39,6 @@ def find_root(card: Card) -> Path:
     if not root.is_dir() or not any(root.iterdir()):
         _make(PREPARE[card.prepare], card, root)
     return root
-
-
-def cache_folder() -> Path:
-    """visionzoo's folder under $XDG_CACHE_HOME, by default ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visionzoo"
 
 
 def _make(write: Callable[[Card, Path], None], card: Card, root: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.encoders import timm
+from zoo.encoders import probe, timm
 from zoo.encoders.pyramid import Pyramid
 from zoo.errors import UserError
 
@@ -65,7 +65,7 @@ def _first_stages(
     Found by running a twin without memory. Modules without parameters (dropout, stochastic depth) say nothing of where
     they belong but by when they run: before the first layer that is trained.
     """
-    with timm.on_meta(), torch.enable_grad():
+    with probe.quietly_on("meta"), torch.enable_grad():
         twin = _twin(encoder).train()  # in eval mode some nets keep weights aside, out of autograd's sight (levit)
         body: nn.Module = twin.net if isinstance(twin, Pyramid) else twin
         ran: list[nn.Module] = []
@@ -75,7 +75,7 @@ def _first_stages(
             maps = _features(twin, count)
         except Exception as error:  # somebody else's code
             raise UserError(
-                f"The stages of the encoder {name!r} cannot be told apart ({timm.first_line(error)});"
+                f"The stages of the encoder {name!r} cannot be told apart ({probe.first_line(error)});"
                 " frozen: true freezes all of it."
             ) from error
         weights = {key: p for key, p in body.named_parameters() if p.requires_grad}
@@ -120,7 +120,7 @@ def _features(twin: nn.Module, count: int) -> list[Tensor]:
     taps = sorted({whole.taps[i] for level in whole.levels[:count] for i in level})
     deepest = max(plan.taps)  # the net ends there: a decoder of few strides may not have asked for all stages
     taps = sorted({min(tap, deepest) for tap in taps})
-    return timm.tapped(twin.net, twin.enlarge(torch.empty(2, plan.net_channels, SIDE, SIDE)), taps)
+    return probe.tapped(twin.net, twin.enlarge(torch.empty(2, plan.net_channels, SIDE, SIDE)), taps)
 
 
 def _twin(module: nn.Module) -> Any:
