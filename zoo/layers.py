@@ -1,5 +1,7 @@
 """The small layers that several parts share: the one resize rule, its like as matrices, a convolution with its norm."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,7 +69,9 @@ def separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """rows @ x @ columns.T for every channel, in float32 or better also under autocast; x's dtype again."""
     batch, channels, height, width = x.shape
     tall, wide = rows.shape[0], columns.shape[0]
-    with torch.autocast(x.device.type, enabled=False):
+    # the meta device, on which nets are counted and asked, knows no autocast
+    precisely = nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    with precisely:
         # mm and bmm by name: matmul chooses between them by comparing sizes, which fixes open ones
         across = x.to(rows.dtype).reshape(-1, width).mm(columns.T).reshape(batch * channels, height, wide)
         down = torch.bmm(rows.expand(batch * channels, tall, height), across)
