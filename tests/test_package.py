@@ -25,7 +25,7 @@ def test_importing_zoo_imports_nothing_heavy():
     assert all(hasattr(zoo, name) for name in dir(zoo))
 
 
-def test_the_wheel_holds_recipes_and_cards_and_runs_from_another_folder(tmp_path):
+def test_the_wheel_holds_recipes_cards_and_plans_and_runs_from_another_folder(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     source = tmp_path / "source"  # built from a copy: setuptools leaves build/ behind
     _copy(source)
@@ -40,6 +40,10 @@ def test_the_wheel_holds_recipes_and_cards_and_runs_from_another_folder(tmp_path
     assert "segmentation/pranet_folder" in listed.stdout, listed.stderr
     where = run(sys.executable, "-c", "import zoo; print(zoo.__file__)", cwd=tmp_path, env=env).stdout
     assert where.startswith(str(tmp_path / "site"))
+    code = "from zoo.encoders import plans; print(plans.__file__, plans.shipped('resnet34', {}).channels)"
+    known = run(sys.executable, "-c", code, cwd=tmp_path, env=env)
+    assert known.stdout.startswith(str(tmp_path / "site")), known.stderr
+    assert "(64, 64, 128, 256, 512)" in known.stdout
     for name in ("pranet", "segmentation/demo", "camvid"):
         shown = run(sys.executable, "-m", "zoo", "show", name, cwd=tmp_path, env=env)
         assert shown.returncode == 0, shown.stderr

@@ -1,4 +1,4 @@
-"""Files written whole: aside first, then renamed, so that nobody ever reads half of one; and the folder of what may be made again."""
+"""Files written whole: aside first, then renamed, so that nobody ever reads half of one; the user's cache folder."""
 
 import os
 from collections.abc import Iterator

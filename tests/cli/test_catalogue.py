@@ -41,6 +41,20 @@ def test_a_decoder_and_an_encoder_are_shown(capsys):
 
 
 @pytest.mark.parametrize(
+    ("name", "takes"),
+    [
+        ("resnet18", "any size"),
+        ("vit_tiny_patch16_224", "any size, padded to multiples of 16 inside"),
+        ("levit_128s", "any size, resized to 224x224 inside"),
+    ],
+)
+def test_an_encoder_says_what_becomes_of_an_image(name, takes, capsys):
+    assert main(["show", name]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["image"] == takes
+
+
+@pytest.mark.parametrize(
     ("name", "near"),
     [("pranett", "'pranet'"), ("resnet_34", "'resnet34'"), ("unet_folder", "'segmentation/unet_folder'")],
 )

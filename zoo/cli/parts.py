@@ -70,7 +70,7 @@ def _encoder(name: str) -> Facts:
         tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name}.*")]
         configs = {tag: timm.get_pretrained_cfg(f"{name}.{tag}") for tag in tags}
         licences = [f"{tag} ({config.license or 'licence not stated'})" for tag, config in configs.items() if config]
-        found += [("weights", ", ".join(licences) or "none")]
+        found += [("weights", ", ".join(licences) or "none"), ("image", encoder.plan.takes)]
     found += [
         ("channels", f"{', '.join(map(str, encoder.channels))} at strides {', '.join(map(str, encoder.strides))}")
     ]

@@ -44,8 +44,7 @@ def shipped(name: str, arguments: Mapping[str, Any]) -> Facts | None:
 
     architecture, _, tag = name.partition(".")
     text = table()
-    header = json.loads(text.partition("\n")[0] or "{}")
-    if header != {"format": FORMAT, "timm": timm.__version__}:
+    if not text.startswith(_header()):
         return None
     start = text.find(f'\n{{"name": {json.dumps(architecture)},')
     if start < 0:
@@ -55,8 +54,9 @@ def shipped(name: str, arguments: Mapping[str, Any]) -> Facts | None:
     facts = parsed(entry)
     if arguments and arguments != facts.arguments:
         return None
-    if tag and facts.size and facts.size != probe.own_size(timm.get_pretrained_cfg(name).input_size, arguments):
-        return None  # weights for another size than the default ones
+    weights = timm.get_pretrained_cfg(name) if tag and facts.size else None
+    if weights and facts.size != probe.own_size(weights.input_size, arguments):
+        return None  # the net is built for the size of its weights, and these are for another than the default
     return facts
 
 
@@ -65,18 +65,15 @@ def table() -> str:
     """The table as it stands in the package: a header, then one net a line; empty where there is none."""
     try:
         return gzip.decompress((files("zoo.encoders") / TABLE).read_bytes()).decode()
-    except (OSError, EOFError, ValueError):
+    except FileNotFoundError:
         return ""
 
 
 def write_table(path: Path, entries: Iterable[tuple[str, Facts]]) -> None:
     """The table of these nets, the same bytes for the same entries."""
-    import timm
-
-    lines = [json.dumps({"format": FORMAT, "timm": timm.__version__})]
-    lines += [json.dumps({"name": name} | asdict(facts)) for name, facts in sorted(entries, key=lambda e: e[0])]
+    lines = [json.dumps({"name": name} | asdict(facts)) + "\n" for name, facts in entries]
     with aside(path) as temporary:
-        temporary.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+        temporary.write_bytes(gzip.compress("".join([_header(), *sorted(lines)]).encode(), mtime=0))
 
 
 def cached(name: str, arguments: Mapping[str, Any]) -> Facts | None:
@@ -101,7 +98,7 @@ def keep(name: str, arguments: Mapping[str, Any], facts: Facts) -> None:
 
 def parsed(entry: dict[str, Any]) -> Facts:
     """Facts from JSON, where tuples have become lists. Raises TypeError for other fields."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     values["unused"] = tuple((place, tuple(feeds), tuple(keys)) for place, feeds, keys in entry["unused"])
     return Facts(**values)
 
@@ -112,6 +109,12 @@ def timms_own(name: str) -> bool:
 
     build = timm.model_entrypoint(name.partition(".")[0])
     return build.__module__.startswith("timm.models.")
+
+
+def _header() -> str:
+    import timm
+
+    return json.dumps({"format": FORMAT, "timm": timm.__version__}) + "\n"
 
 
 def _key(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

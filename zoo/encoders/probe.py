@@ -163,7 +163,7 @@ def sizes_taken(
             step = k if k >= 16 else 11 * k
             if shapes := run(net, channels, ((5 * step, 7 * step), (3 * step, 8 * step)), taps):
                 return k, None, shapes
-    size = own_size(net.pretrained_cfg["input_size"], arguments)  # type: ignore[index]
+    size = own_size(net.pretrained_cfg["input_size"], arguments)  # type: ignore[index,arg-type]
     return 1, size, {size: map_sizes(net, channels, size, taps)}
 
 
@@ -259,7 +259,7 @@ def smallest_side(net: nn.Module, channels: int, multiple: int, taps: Sequence[i
 
 
 def without_memory(work: Callable[[], T]) -> T:
-    """What `work` gives on the meta device; on the CPU where its net looks at values, which takes real ones (gemma4)."""
+    """What `work` gives on the meta device, or on the CPU where its net looks at values (gemma4)."""
     try:
         with quietly_on("meta"):
             return work()

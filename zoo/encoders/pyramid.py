@@ -21,7 +21,7 @@ STEM_WIDTH = {1: 16, 2: 32}  # of strides that the net has no map for; finer str
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pyramid has to know of one net; found by asking it (`zoo.encoders.timm.plan`), and plain JSON data.
+    """What a pyramid has to know of one net for some strides (`zoo.encoders.timm.plan`); plain JSON data.
 
     arguments: what timm.create_model takes beside the name. net_channels: image channels that the net takes; where
     they are not the image's, a 1x1 convolution stands between. multiple, min_side: the image is padded until each side
@@ -51,6 +51,13 @@ class Plan:
         if self.size:
             return "fixed"
         return "pad" if self.multiple > 1 else "free"
+
+    @property
+    def takes(self) -> str:
+        """What becomes of an image of any size, in words."""
+        if self.size:
+            return f"any size, resized to {self.size[0]}x{self.size[1]} inside"
+        return f"any size, padded to multiples of {self.multiple} inside" if self.multiple > 1 else "any size"
 
 
 class Pyramid(nn.Module):
