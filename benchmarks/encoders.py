@@ -57,7 +57,11 @@ def main() -> None:
     if args.table:
         before, rest = args.table.read_text(encoding="utf-8").split(START)
         after = rest.split(END)[1]
-        args.table.write_text(f"{before}{START}\n{families(done)}\n{END}{after}", encoding="utf-8")
+        failures = sum(bool(line["failure"]) for line in done.values())
+        summary = (
+            f"timm {timm.__version__}: {len(done)} of {len(timm.list_models())} architectures run, {failures} failed."
+        )
+        args.table.write_text(f"{before}{START}\n{summary}\n\n{families(done)}\n{END}{after}", encoding="utf-8")
     failed = {name: line["failure"] for name, line in done.items() if line["failure"]}
     real = Counter(line["real"] for line in done.values() if line["real"])
     print(f"{len(done)} of {len(timm.list_models())} architectures, {len(failed)} failed; timm {timm.__version__}")
@@ -242,7 +246,7 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 def families(done: dict[str, dict[str, Any]]) -> str:
-    """The table of families in Markdown: how many are of which kind, and what is notable."""
+    """The families in Markdown: how many of their nets are of which kind, and what is notable."""
     rows = ["| family | nets | any size | padded to multiples of | resized to | remarks |", "|---|---|---|---|---|---|"]
     total: Counter[str] = Counter()
     for name in sorted({line["family"] for line in done.values()}):
