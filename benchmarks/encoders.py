@@ -51,20 +51,17 @@ def main() -> None:
     if not (args.plans or args.table):
         sweep(args.out, args.names)
     done = read(args.out)
+    failed = {name: line["failure"] for name, line in done.items() if line["failure"]}
+    run = f"{len(done)} of {len(timm.list_models())} architectures run, {len(failed)} failed; timm {timm.__version__}"
     if args.plans:
         found = [(name, plans.parsed(line["facts"])) for name, line in done.items() if line["facts"]]
         plans.write_table(args.plans, found)
     if args.table:
         before, rest = args.table.read_text(encoding="utf-8").split(START)
         after = rest.split(END)[1]
-        failures = sum(bool(line["failure"]) for line in done.values())
-        summary = (
-            f"timm {timm.__version__}: {len(done)} of {len(timm.list_models())} architectures run, {failures} failed."
-        )
-        args.table.write_text(f"{before}{START}\n{summary}\n\n{families(done)}\n{END}{after}", encoding="utf-8")
-    failed = {name: line["failure"] for name, line in done.items() if line["failure"]}
+        args.table.write_text(f"{before}{START}\n{run}.\n\n{families(done)}\n{END}{after}", encoding="utf-8")
     real = Counter(line["real"] for line in done.values() if line["real"])
-    print(f"{len(done)} of {len(timm.list_models())} architectures, {len(failed)} failed; timm {timm.__version__}")
+    print(run)
     print("with real numbers:", "; ".join(f"{n} {what}" for what, n in real.most_common()))
     for name, failure in failed.items():
         print(f"  {name}: {failure}")
