@@ -1,9 +1,9 @@
 """Attention Upsample: fine pixels collect what coarse cells know, added to plain interpolation.
 
-Source: Li et al. 2021, "More than Encoder: Introducing Transformer Decoder to Upsample", arXiv 2106.10637: a decoder of
-the Transformer, conditioned on the contracting path, plus bilinear upsampling; with windows, Window Attention Upsample.
-No code was published and the paper's text leaves the rest open: which map asks, windows, heads, position, norms, MLP and
-initialisation are our recommendations.
+Source: Li et al. 2021, "More than Encoder: Introducing Transformer Decoder to Upsample", arXiv 2106.10637: a
+decoder of the Transformer, conditioned on the contracting path, plus bilinear upsampling; within windows it is Window
+Attention Upsample. No code was published. What is built on these two sentences is our recommendation: which map asks,
+windows, heads, position, norms, MLP and initialisation.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class AttentionUpsample(nn.Module):
     """A drop-in for interpolation to a lateral map's size: Attention Upsample, or Window Attention Upsample.
 
     deep (B, deep_channels, *small), skip (B, skip_channels, *big) in 2-D or 3-D; gives (B, out_channels, *big).
-    scale: pixels of `skip` per cell of `deep` along each axis. Where `deep` isn't ceil(big / scale) it is resized first.
+    scale: pixels of `skip` per cell of `deep` along each axis; a `deep` that isn't ceil(big / scale) is resized first.
     window: cells per axis, None = the whole map. width: channels of the attention, by default out_channels. heads: by
     default one for each 32 channels. query: "skip" = the lateral pixels ask and deep cells answer; "deep" = the
     enlarged deep pixels ask and lateral pixels answer, in windows of as many pixels. depth: layers; with `shift`, the
@@ -128,11 +128,13 @@ class AttentionUpsample(nn.Module):
         for layer in self.layers:
             x = layer(x, memory, mask)
         # weights of the interpolation sum to 1, so the shortcut may come before it, on fewer pixels
-        x = self.enlarge(self.shortcut(deep), size) + self.project(x)
-        return x.movedim(-1, 1)
+        y: Tensor = self.enlarge(self.shortcut(deep), size) + self.project(x)
+        return y.movedim(-1, 1)
 
     def enlarge(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """x (B, *small, C) interpolated by the scale, then cropped: pixel i lies over cell i // scale at any size."""
         factor = [float(r) for r in self.scale]
         x = F.interpolate(x.movedim(-1, 1), scale_factor=factor, mode=MODES[len(factor)], align_corners=False)
-        return x[(..., *map(slice, size))].movedim(1, -1)
+        for axis, n in enumerate(size, start=2):
+            x = x.narrow(axis, 0, n)
+        return x.movedim(1, -1)

@@ -23,7 +23,24 @@ class Windows(NamedTuple):
     start: int  # in cells
     cells: int  # of each window
     pixels: int
-    count: int
+    number: int
+
+
+def offsets(window: Sequence[int], scale: Sequence[int]) -> Tensor:
+    """Where the flat table of relative positions has pixel i and cell J of a window: (*pixels, *cells), int32.
+
+    Along an axis of w cells of r pixels it is i - r J + r (w - 1), from 0 to r (2 w - 1) - 1: the offset of their
+    centres but for a constant.
+    """
+    n = len(window)
+    index = torch.zeros((), dtype=torch.int32)
+    for axis, (w, r) in enumerate(zip(window, scale, strict=True)):
+        pixel, cell = torch.arange(r * w, dtype=torch.int32), torch.arange(w, dtype=torch.int32)
+        along = pixel[:, None] - r * cell + r * (w - 1)
+        shape = [1] * (2 * n)
+        shape[axis], shape[n + axis] = r * w, w
+        index = index * (r * (2 * w - 1)) + along.view(shape)
+    return index
 
 
 def windows(cells: int, pixels: int, window: int, shift: int, scale: int) -> list[Windows]:
@@ -40,7 +57,7 @@ def windows(cells: int, pixels: int, window: int, shift: int, scale: int) -> lis
         Windows(shift, window, scale * window, whole),
         Windows(rest, cells - rest, pixels - scale * rest, 1),
     ]
-    return [w for w in found if w.cells and w.count]
+    return [w for w in found if w.cells and w.number]
 
 
 class WindowAttention(nn.Module):
@@ -54,6 +71,8 @@ class WindowAttention(nn.Module):
     Raises UserError for heads that don't divide the channels, and for maps of other axes than the window has.
     """
 
+    index: Tensor
+
     def __init__(
         self,
         channels: int,
@@ -66,7 +85,9 @@ class WindowAttention(nn.Module):
     ):
         super().__init__()
         if heads < 1 or channels % heads:
-            raise UserError(f"{channels} channels can't be shared among {heads} heads; give a number that divides them.")
+            raise UserError(
+                f"{channels} channels can't be shared among {heads} heads; give a number that divides them."
+            )
         if window is None and position:
             raise UserError(
                 "A bias for relative positions needs a window, its table has a fixed size;"
@@ -84,11 +105,11 @@ class WindowAttention(nn.Module):
         for linear in (self.query_key_value, self.out):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-        if position:
+        self.bias_table = None
+        if self.window and position:
             table = torch.empty(heads, *(r * (2 * w - 1) for w, r in zip(self.window, self.scale, strict=True)))
             self.bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
-        else:
-            self.bias_table = None
+            self.register_buffer("index", offsets(self.window, self.scale), persistent=False)
 
     def forward(self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         memory = x if memory is None else memory
@@ -109,14 +130,11 @@ class WindowAttention(nn.Module):
         return outputs[0]
 
     def bias(self) -> Tensor | None:
-        """(heads, *pixels, *cells) of a whole window: the table's entry i - r J + r (w - 1) for pixel i and cell J."""
+        """What is added to the scores of a whole window: (heads, *pixels, *cells)."""
         if self.bias_table is None:
             return None
-        bias: Tensor = self.bias_table
-        n = len(self.scale)
-        for axis, (w, r) in enumerate(zip(self.window, self.scale, strict=True), start=1):
-            bias = bias.unfold(axis, r * w, r)  # row k starts at entry r k: it is that of cell w - 1 - k
-        return bias.permute(0, *range(n + 1, 2 * n + 1), *range(1, n + 1)).flip(list(range(n + 1, 2 * n + 1)))
+        bias = self.bias_table.flatten(1).index_select(1, self.index.flatten())
+        return bias.view(self.heads, *self.index.shape)
 
     def _axes(self, size: Sequence[int], cells: Sequence[int]) -> list[list[Windows]]:
         """Along each axis, its windows."""
@@ -146,35 +164,39 @@ class WindowAttention(nn.Module):
 
     def _attend(self, pixels: Tensor, cells: Tensor, scores: Tensor | None) -> Tensor:
         """pixels (N, Q, channels), cells (N, K, channels), windows as the batch; gives (N, Q, channels)."""
-        weight, b, channels = self.query_key_value.weight, self.query_key_value.bias, pixels.shape[-1]
         if cells is pixels:
-            q, k, v = self.query_key_value(pixels).chunk(3, dim=-1)
+            q, k, v = self._heads(self.query_key_value(pixels))
         else:
-            q = F.linear(pixels, weight[:channels], b[:channels])
-            k, v = F.linear(cells, weight[channels:], b[channels:]).chunk(2, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+            weight, bias, channels = self.query_key_value.weight, self.query_key_value.bias, pixels.shape[-1]
+            (q,) = self._heads(F.linear(pixels, weight[:channels], bias[:channels]))
+            k, v = self._heads(F.linear(cells, weight[channels:], bias[channels:]))
         if scores is not None and scores.is_floating_point():
             scores = scores.to(q.dtype)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=scores)
-        x = self.out(x.transpose(1, 2).flatten(2))
-        return x
+        y: Tensor = self.out(x.transpose(1, 2).flatten(2))
+        return y
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """One or more projections (N, tokens, count * channels), each as (N, heads, tokens, channels / heads)."""
+        split = x.unflatten(-1, (-1, self.heads, self.out.in_features // self.heads))
+        return tuple(split.permute(2, 0, 3, 1, 4).unbind())
 
 
 def split(x: Tensor, part: Sequence[Windows], scale: Sequence[int] | None = None) -> Tensor:
     """The windows `part` of a map (B, *size, C) as (B * windows, cells of one, C); with `scale`: their pixels."""
-    n = len(part)
-    for axis, w in enumerate(part):
-        start, each = (w.start, w.cells) if scale is None else (w.start * scale[axis], w.pixels)
-        x = x.narrow(2 * axis + 1, start, w.count * each).unflatten(2 * axis + 1, (w.count, each))
-    x = x.permute(0, *range(1, 2 * n, 2), *range(2, 2 * n + 1, 2), 2 * n + 1)
-    return x.flatten(0, n).flatten(1, n)
+    starts = [w.start * r for w, r in zip(part, scale or [1] * len(part), strict=True)]
+    sizes = [w.cells if scale is None else w.pixels for w in part]
+    piece = [slice(a, a + w.number * n) for a, w, n in zip(starts, part, sizes, strict=True)]
+    grid = [n for w, size in zip(part, sizes, strict=True) for n in (w.number, size)]
+    x = x[(slice(None), *piece)].reshape(x.shape[0], *grid, x.shape[-1])
+    n = 2 * len(part)
+    x = x.permute(0, *range(1, n, 2), *range(2, n + 1, 2), n + 1)
+    return x.reshape(-1, math.prod(sizes), x.shape[-1])
 
 
 def join(x: Tensor, part: Sequence[Windows]) -> Tensor:
     """The pixels of the windows `part`, (B * windows, pixels of one, C), as a piece of the map (B, *size, C)."""
     n = len(part)
-    x = x.unflatten(1, [w.pixels for w in part]).unflatten(0, (-1, *(w.count for w in part)))
-    x = x.permute(0, *(a for i in range(1, n + 1) for a in (i, i + n)), 2 * n + 1)
-    for axis in range(1, n + 1):
-        x = x.flatten(axis, axis + 1)
-    return x
+    x = x.view(-1, *(w.number for w in part), *(w.pixels for w in part), x.shape[-1])
+    x = x.permute(0, *(axis for i in range(1, n + 1) for axis in (i, i + n)), 2 * n + 1)
+    return x.reshape(-1, *(w.number * w.pixels for w in part), x.shape[-1])

@@ -27,7 +27,8 @@ class Unet(nn.Module):
     """U-Net decoder, equal to segmentation_models_pytorch's at its defaults.
 
     features: one (B, C_i, ceil(H/s_i), ceil(W/s_i)) per stride; gives logits (B, num_outputs, H, W).
-    widths: output channels per block, the deepest first, one per stride. upsample: "nearest" or "bilinear".
+    widths: output channels per block, the deepest first, one per stride. upsample: "nearest", "bilinear" or
+    "transposed": a transposed convolution of 2x2 to the block's width, cropped where the next map has an odd side.
     """
 
     strides = (2, 4, 8, 16, 32)
@@ -46,13 +47,19 @@ class Unet(nn.Module):
                 f"unet has {len(widths)} widths {tuple(widths)} for {len(channels)} feature levels"
                 f" (strides {', '.join(map(str, self.strides))}); give one width per level."
             )
-        if upsample not in ("nearest", "bilinear"):
-            raise UserError(f"unet does not know upsample {upsample!r}; choose 'nearest' or 'bilinear'.")
+        if upsample not in ("nearest", "bilinear", "transposed"):
+            raise UserError(f"unet does not know upsample {upsample!r}; choose 'nearest', 'bilinear' or 'transposed'.")
         self.upsample = upsample
         deepest, *skips = reversed(channels)
+        below = [deepest, *widths[:-1]]
+        if upsample == "transposed":
+            self.up = nn.ModuleList(
+                nn.ConvTranspose2d(deep, width, kernel_size=2, stride=2)
+                for deep, width in zip(below, widths, strict=True)
+            )
+            below = list(widths)
         self.conv1 = nn.ModuleList(
-            ConvNorm(below + skip, width)
-            for below, skip, width in zip([deepest, *widths[:-1]], [*skips, 0], widths, strict=True)
+            ConvNorm(deep + skip, width) for deep, skip, width in zip(below, [*skips, 0], widths, strict=True)
         )
         self.conv2 = nn.ModuleList(ConvNorm(width, width) for width in widths)
         self.head = nn.Conv2d(widths[-1], num_outputs, kernel_size=3, padding=1)
@@ -63,15 +70,20 @@ class Unet(nn.Module):
 
     def forward(self, features: list[Tensor], image: Tensor) -> dict[str, Tensor]:
         x, *skips = reversed(features)
-        for conv1, conv2, partner in zip(self.conv1, self.conv2, [*skips, image], strict=True):
-            x = self.enlarge(x, partner)
+        for level, (conv1, conv2, partner) in enumerate(zip(self.conv1, self.conv2, [*skips, image], strict=True)):
+            x = self.enlarge(x, partner, level)
             if partner is not image:  # at the image's size no features wait
                 x = torch.cat([x, partner], dim=1)
             x = F.relu(conv1(x), inplace=True)
             x = F.relu(conv2(x), inplace=True)
         return {"logits": self.head(x)}
 
-    def enlarge(self, x: Tensor, partner: Tensor) -> Tensor:
+    def enlarge(self, x: Tensor, partner: Tensor, level: int) -> Tensor:
         """x at the height and width of `partner`."""
-        size = partner.shape[-2:]
-        return resize(x, size) if self.upsample == "bilinear" else F.interpolate(x, size, mode="nearest")
+        height, width = partner.shape[-2:]
+        if self.upsample == "transposed":
+            up: Tensor = self.up[level](x)  # of ceil sizes: at most one row and one column too many
+            return up[..., :height, :width]
+        if self.upsample == "bilinear":
+            return resize(x, (height, width))
+        return F.interpolate(x, (height, width), mode="nearest")
