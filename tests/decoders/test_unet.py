@@ -12,6 +12,7 @@ from zoo.decoders.unet import KEYS
 from zoo.errors import UserError
 
 CHANNELS = (8, 8, 16, 24, 32)
+UPSAMPLES = ("nearest", "bilinear", "transposed")
 
 
 def pyramid(height: int, width: int, channels=CHANNELS, batch: int = 1):
@@ -83,7 +84,7 @@ def test_starts_from_the_same_spread_of_weights_as_segmentation_models_pytorch()
 
 
 @settings(max_examples=15, deadline=None)
-@given(height=st.integers(1, 80), width=st.integers(1, 80), upsample=st.sampled_from(["nearest", "bilinear"]))
+@given(height=st.integers(1, 80), width=st.integers(1, 80), upsample=st.sampled_from(UPSAMPLES))
 def test_answers_at_the_image_size_whatever_it_is(height, width, upsample):
     decoder = Unet(CHANNELS, 2, widths=(8, 8, 8, 8, 8), upsample=upsample).eval()
     with torch.no_grad():
@@ -101,6 +102,30 @@ def test_bilinear_differs_from_nearest():
     assert not torch.allclose(nearest, decoder(*inputs)["logits"], atol=1e-3)
 
 
+def test_transposed_convolutions_double_each_side_and_are_cropped():
+    torch.manual_seed(0)
+    decoder = Unet(CHANNELS, 1, widths=(8, 8, 8, 8, 8), upsample="transposed").eval()
+    features, image = pyramid(33, 47)
+    seen = []
+    for up, conv1 in zip(decoder.up, decoder.conv1, strict=True):
+        up.register_forward_hook(lambda _m, args, out: seen.append((args[0].shape[-2:], out)))
+        conv1.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
+    with torch.no_grad():
+        decoder(features, image)
+    for (before, doubled), joined, partner in zip(seen[::2], seen[1::2], [*features[-2::-1], image], strict=True):
+        assert list(doubled.shape) == [1, 8, 2 * before[0], 2 * before[1]]
+        height, width = partner.shape[-2:]
+        assert torch.equal(joined[:, :8], doubled[..., :height, :width])
+
+
+def test_transposed_convolutions_learn_and_leave_the_default_its_keys():
+    decoder = Unet(CHANNELS, 1, widths=(8, 8, 8, 8, 8), upsample="transposed")
+    decoder(*pyramid(33, 47, batch=2))["logits"].square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in decoder.up.parameters())
+    default = Unet(CHANNELS, 1, widths=(8, 8, 8, 8, 8)).state_dict()
+    assert {k for k in decoder.state_dict() if not k.startswith("up.")} == set(default)
+
+
 @pytest.mark.parametrize("widths", [(64, 32, 16), (256, 128, 64, 32, 16, 8)])
 def test_a_wrong_number_of_widths_is_refused(widths):
     with pytest.raises(UserError, match=f"{len(widths)} widths .* for 5 feature levels"):
@@ -108,13 +133,14 @@ def test_a_wrong_number_of_widths_is_refused(widths):
 
 
 def test_an_unknown_upsample_is_refused():
-    with pytest.raises(UserError, match="'bicubic'; choose 'nearest' or 'bilinear'"):
+    with pytest.raises(UserError, match="'bicubic'; choose 'nearest', 'bilinear' or 'transposed'"):
         Unet(CHANNELS, 1, upsample="bicubic")
 
 
-def test_bilinear_exports_and_compiles_without_a_graph_break():
+@pytest.mark.parametrize("upsample", ["bilinear", "transposed"])
+def test_exports_and_compiles_without_a_graph_break(upsample):
     torch.manual_seed(0)
-    decoder = Unet(CHANNELS, 1, widths=(8, 8, 8, 8, 8), upsample="bilinear").eval()
+    decoder = Unet(CHANNELS, 1, widths=(8, 8, 8, 8, 8), upsample=upsample).eval()
     inputs = pyramid(33, 47)
     with torch.no_grad():
         expected = decoder(*inputs)["logits"]
