@@ -212,6 +212,8 @@ def test_wrong_options_and_maps_are_refused():
         WindowAttention(8, 2, None)
     with pytest.raises(UserError, match=r"A window of \(0, 2\) cells"):
         WindowAttention(8, 2, (0, 2))
+    with pytest.raises(UserError, match=r"A shift of \(1, 2\) cells"):
+        WindowAttention(8, 2, (2, 2), shift=(1, 2))
     module = attention((2, 2), (2, 2))
     x, memory = maps((8, 8), (2, 2))
     with pytest.raises(UserError, match=r"has no \(3, 4\) cells"):

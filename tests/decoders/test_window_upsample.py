@@ -145,6 +145,7 @@ def test_wau_unet_is_resnet_50_with_windows_of_7():
         (dict(windows=(7, 7)), r"2 windows \(7, 7\) for 4 steps"),
         (dict(heads=(1, 1, 1)), r"3 heads \(1, 1, 1\) for 4 steps"),
         (dict(heads=3), "32 channels can't be shared among 3 heads"),
+        (dict(heads=0), "32 channels can't be shared among 0 heads"),
         (dict(query="both"), "no query 'both'"),
         (dict(position="learned"), "'learned'; choose 'relative' or 'none'"),
         (dict(windows=None), "needs a window"),

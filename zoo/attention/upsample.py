@@ -74,14 +74,15 @@ class AttentionUpsample(nn.Module):
         super().__init__()
         if query not in ("skip", "deep"):
             raise UserError(f"There is no query {query!r}; choose 'skip' or 'deep'.")
-        if depth < 1 or int(mlp_ratio * (width or out_channels)) < 1:
+        width = out_channels if width is None else width
+        if depth < 1 or int(mlp_ratio * width) < 1:
             raise UserError(f"depth is {depth} and mlp_ratio {mlp_ratio}; give at least one layer and a ratio above 0.")
         if len(scale) not in MODES or min(scale) < 1:
             raise UserError(f"The scale is {tuple(scale)}; give a whole number for each of two or three axes.")
         if not shortcut and deep_channels != out_channels:
             raise UserError(f"{deep_channels} channels can't become {out_channels} without a shortcut; leave it in.")
-        width = width or out_channels
-        heads = heads or next(h for h in range(max(1, width // 32), 0, -1) if width % h == 0)
+        if heads is None:
+            heads = next(h for h in range(max(1, width // 32), 0, -1) if width % h == 0)
         self.query, self.scale = query, tuple(scale)
         source, memory = (skip_channels, deep_channels) if query == "skip" else (deep_channels, skip_channels)
         self.query_proj = nn.Linear(source, width)

@@ -68,7 +68,7 @@ class WindowAttention(nn.Module):
     window: cells of a window per axis; None = the whole map. scale: pixels of a cell per axis, with
     cells = ceil(size / scale); default 1. shift: cells by which the windows start earlier. position: a bias for each
     head and offset; it needs a window.
-    Raises UserError for heads that don't divide the channels, and for maps of other axes than the window has.
+    Raises UserError for heads that don't divide the channels, and for maps that the window and scale don't fit.
     """
 
     index: Tensor
@@ -95,6 +95,10 @@ class WindowAttention(nn.Module):
             )
         if window is not None and min(window) < 1:
             raise UserError(f"A window of {tuple(window)} cells holds nothing; give at least 1 along each axis.")
+        if window is not None and any(not 0 <= s < w for s, w in zip(shift or (), window, strict=False)):
+            raise UserError(
+                f"A shift of {tuple(shift or ())} cells isn't within a window of {tuple(window)}; give less."
+            )
         self.heads = heads
         self.window = None if window is None else tuple(window)
         axes = len(window or scale or ())
