@@ -19,6 +19,7 @@ from zoo.registry import DECODERS, MODELS, Entry
 TINY: dict[str, dict[str, Any]] = {  # a decoder that is not here has its defaults
     "reverse_attention": {"width": 8, "ra_widths": [8, 8, 8]},
     "unet": {"widths": [8, 8, 8, 8, 8]},
+    "window_upsample": {"widths": [16, 16, 8, 8, 8], "windows": 4},
     "smp/deeplabv3plus": {"out_channels": 16},
     "smp/fpn": {"pyramid_channels": 16, "segmentation_channels": 32},
     "smp/linknet": {"prefinal_channels": 8},

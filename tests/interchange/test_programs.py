@@ -8,7 +8,10 @@ from torch import nn
 
 from tests.interchange.parts import KINDS, create, decoders, each, pictures
 
-CLOSED = {"windows": "cutting an open height and width into windows does not come to an end in minutes"}
+CLOSED = {
+    "windows": "cutting an open height and width into windows does not come to an end in minutes",
+    "window_upsample": "an open height and width have no number of windows; one size with any batch exports",
+}
 FREE = torch.export.Dim.DYNAMIC
 
 both = pytest.mark.parametrize(("decoder", "kind"), each(decoders(), list(KINDS)))
@@ -63,6 +66,8 @@ def test_a_model_exports(decoder, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", decoders())
 def test_a_decoder_exports_with_open_batch_height_and_width(decoder):
+    if decoder in CLOSED:
+        pytest.skip(CLOSED[decoder])
     exported_equals_eager(create(decoder, "convolutional"), is_open=True)
 
 
