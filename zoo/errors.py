@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class ImageError(UserError):
+    """A mistake about one image, found while it is computed: the others can still be answered."""
+
+
 def nearest(name: object, names: Iterable[str], *, lead: str = "did you mean") -> str:
     """The closest of `names` as the end of a sentence (" - did you mean 'unet'?"), or "" where none is close."""
     close = difflib.get_close_matches(str(name).lower(), [str(n) for n in names], n=3, cutoff=0.5)

@@ -6,7 +6,8 @@ Nobody outside a model resizes, normalises or thresholds for it.
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from zoo.checkpoints import folder as checkpoint
 from zoo.datasets.intensity import Intensity
 from zoo.errors import UserError
 from zoo.inference.folding import faster
-from zoo.inference.predict import Source, check_names, predict
+from zoo.inference.predict import predict
+from zoo.inference.sources import Source, check_names
 from zoo.layers import resize
 
 
@@ -109,6 +111,9 @@ class Model(nn.Module):
         precision: str = "32",
         num_workers: int = 2,
         threshold: float | None = None,
+        memory: str | int | None = None,
+        tta: str = "none",
+        drop: Sequence[str] = (),
         failed: list[UserError] | None = None,
         **inputs: Any,
     ) -> Any:
@@ -119,6 +124,10 @@ class Model(nn.Module):
         are taken as they are. device: where to compute (default: where the model is). batch_size: images of equal size
         computed together. precision: "32", "bf16" or "16". num_workers: threads that read files ahead. failed: a list
         that takes the errors of images which cannot be read; they are then left out, and the others answered.
+        memory: what the work may take on the device, as "4GB" or bytes (default: three quarters of what is free); an
+        image that needs more is computed in overlapping tiles, their raw outputs blended, and what is large of it and
+        its answer is memory-mapped. tta: "none", "flips" (4) or "d4" (all 8 flips and turns), raw outputs averaged.
+        drop: keys of the answer that are not kept, such as "probabilities".
         inputs: what the task takes beside the image, by name: for one image one, for a list a list, for a folder a
         folder with files of the same names.
         Runs in eval mode on a copy with BatchNorm folded, equal but for float32's rounding; the model is left as it is.
@@ -133,6 +142,9 @@ class Model(nn.Module):
             precision=precision,
             num_workers=num_workers,
             threshold=threshold,
+            memory=memory,
+            tta=tta,
+            drop=drop,
             failed=failed,
         )
 
@@ -149,6 +161,14 @@ class Model(nn.Module):
     def in_channels(self) -> int:
         """Channels of an image."""
         return int(self.mean.shape[1])
+
+    @property
+    def grid(self) -> int | None:
+        """What a tile's place must be a multiple of to be divided as the whole is; None where the whole is resized."""
+        plan = getattr(self.encoder, "plan", None)
+        if self.input_size or (plan and plan.size):
+            return None
+        return math.lcm(*self.encoder.strides, plan.multiple if plan else 1)  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:

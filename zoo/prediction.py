@@ -3,9 +3,11 @@
 import colorsys
 import io
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from PIL import Image
 from zoo.files import aside
 
 Color = tuple[int, int, int]
+LARGE = 2**26  # pixels above which maps are written by windows, as tiled TIFF, and an overlay is a preview
+PREVIEW = 4096  # its longer side, at most
+WINDOW = 512  # the side of a TIFF's tiles
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,6 +30,7 @@ class Prediction:
     segmentation `mask` (H, W) class ids, uint8 or int64, or (K, H, W) bool where classes overlap, and
     `probabilities` (K, H, W) float32 in [0, 1]. path: where the image came from, None for one from memory.
     class_names, class_colors (RGB, 0-255): one for each class; in binary segmentation the one foreground.
+    Of an image too large for memory both are memory-mapped (`numpy.memmap`), from temporary files that go with them.
     """
 
     image: np.ndarray
@@ -49,60 +55,68 @@ class Prediction:
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """The image with every class in its colour, as RGB; a class named "background" stays clear.
 
-        Without a mask it is the image as it is.
+        Without a mask it is the image as it is. Above 2^26 pixels every nth row and column is shown, at most 4096.
         """
-        picture = self._picture().astype(np.float32)
-        for color, where in self._layers():
-            picture[where] = (1 - opacity) * picture[where] + opacity * np.asarray(color, np.float32)
-        return Image.fromarray(picture.round().astype(np.uint8))
+        n = -(-max(self.image.shape[:2]) // PREVIEW) if self._large else 1
+        picture, mask = self._picture(self.image[::n, ::n]), self.arrays.get("mask")
+        for top in range(0, len(picture) if mask is not None else 0, WINDOW):
+            rows = picture[top : top + WINDOW].astype(np.float32)
+            for color, where in self._layers(mask[..., ::n, ::n][..., top : top + WINDOW, :]):  # type: ignore[index]
+                rows[where] = (1 - opacity) * rows[where] + opacity * np.asarray(color, np.float32)
+            picture[top : top + WINDOW] = rows.round().astype(np.uint8)
+        return Image.fromarray(picture)
 
     def save(self, folder: str | Path, *, name: str | None = None, probabilities: bool = False) -> list[Path]:
         """Write the answer as files that other programs read; returns the paths.
 
         `mask`: `NAME.png` (class ids, uint8 or uint16) and `NAME_overlay.png`; overlapping classes get a file each,
         `NAME_CLASS.png` with 0 and 1. Every other map of one or three planes in [0, 1], as an alpha or an image, is
-        `NAME_KEY.png` (8 bits), single numbers are in `NAME.json`. probabilities: `NAME_probabilities.npz` too.
+        `NAME_KEY.png` (8 bits), single numbers are in `NAME.json`. Above 2^26 pixels a map is a tiled TIFF, `.tif` in
+        place of `.png`, written by windows, and the overlay a preview. probabilities: `NAME_probabilities.npz` too.
         name: a file stem, may hold subfolders; by default the image's own, "prediction" for one from memory (so give
         names where images of several folders may share one). Each file is written aside and then renamed.
         """
         stem = Path(folder) / (name or (self.path.stem if self.path else "prediction"))
         stem.parent.mkdir(parents=True, exist_ok=True)
         files: dict[str, Any] = {}
+        end = ".tif" if self._large else ".png"
         if "mask" in self.arrays:
             mask = self.arrays["mask"]
             if mask.ndim == 3:
                 names = [re.sub(r"[^\w.-]+", "_", name) for name in self.class_names or map(str, range(len(mask)))]
-                files |= {f"_{k}.png": Image.fromarray(m.astype(np.uint8)) for k, m in zip(names, mask, strict=True)}
+                files |= {f"_{k}{end}": partial(_ids, m, np.uint8) for k, m in zip(names, mask, strict=True)}
             else:
-                files[".png"] = Image.fromarray(mask.astype(np.uint8 if len(self.class_colors) <= 256 else np.uint16))
+                files[end] = partial(_ids, mask, np.uint8 if len(self.class_colors) <= 256 else np.uint16)
             files["_overlay.png"] = self.overlay()
         others = {key: array for key, array in self.arrays.items() if key not in ("mask", "probabilities")}
         size = self.image.shape[:2]
-        files |= {f"_{key}.png": _picture_of(a) for key, a in others.items() if a.shape in ((1, *size), (3, *size))}
+        pictures = {key: array for key, array in others.items() if array.shape in ((1, *size), (3, *size))}
+        files |= {f"_{key}{end}": partial(_bytes, array) for key, array in pictures.items()}
         if numbers := {key: array.item() for key, array in others.items() if array.ndim == 0}:
             files[".json"] = numbers
         if probabilities and "probabilities" in self.arrays:
             files["_probabilities.npz"] = self.arrays["probabilities"]
-        return [_write(stem.with_name(stem.name + end), content) for end, content in files.items()]
+        return [_write(stem.with_name(stem.name + end), content, size) for end, content in files.items()]
+
+    @property
+    def _large(self) -> bool:
+        return math.prod(self.image.shape[:2]) > LARGE
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.overlay().save(buffer, format="PNG")
         return buffer.getvalue()
 
-    def _picture(self) -> np.ndarray:
+    @staticmethod
+    def _picture(pixels: np.ndarray) -> np.ndarray:
         """The image as RGB bytes: three channels as they are, one repeated, of more the first three."""
-        pixels = self.image
         if pixels.dtype != np.uint8:  # any range that an `intensity` may give
             low, high = float(pixels.min(initial=0)), float(pixels.max(initial=1))
             pixels = ((pixels - low) / (high - low) * 255).round().astype(np.uint8)
-        return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3].copy()
+        return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else np.array(pixels[..., :3])
 
-    def _layers(self) -> list[tuple[Color, np.ndarray]]:
+    def _layers(self, mask: np.ndarray) -> list[tuple[Color, np.ndarray]]:
         """(colour, where) for each class to paint, in the order of painting."""
-        if "mask" not in self.arrays:
-            return []
-        mask = self.arrays["mask"]
         count = len(mask) if mask.ndim == 3 else max(len(self.class_colors), 1)
         colors = list(self.class_colors) or default_colors(count)
         if mask.ndim == 3:
@@ -120,18 +134,57 @@ def default_colors(count: int) -> list[Color]:
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb]
 
 
-def _picture_of(planes: np.ndarray) -> Image.Image:
-    """(1, H, W) or (3, H, W) in [0, 1] as bytes."""
-    pixels = (planes.clip(0, 1) * 255).round().astype(np.uint8)
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+Window = tuple[slice, slice]
+Part = Callable[[Window], np.ndarray]  # a window of a picture: (h, w) or (h, w, 3), uint8 or uint16
 
 
-def _write(path: Path, content: Image.Image | np.ndarray | dict[str, Any]) -> Path:
+def _ids(mask: np.ndarray, dtype: type, window: Window) -> np.ndarray:
+    return mask[window].astype(dtype)
+
+
+def _bytes(planes: np.ndarray, window: Window) -> np.ndarray:
+    """(1, H, W) or (3, H, W) in [0, 1]: a window of it as (h, w) or (h, w, 3) bytes."""
+    pixels = (planes[:, *window].clip(0, 1) * 255).round().astype(np.uint8)
+    return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+
+
+def _write(path: Path, content: Image.Image | np.ndarray | dict[str, Any] | Part, size: tuple[int, ...]) -> Path:
     with aside(path) as temporary:
         if isinstance(content, Image.Image):
             content.save(temporary)
         elif isinstance(content, dict):
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        else:
+        elif isinstance(content, np.ndarray):
             np.savez_compressed(temporary, probabilities=content)
+        elif path.suffix == ".tif":
+            _write_tiff(temporary, content, size)
+        else:
+            Image.fromarray(content((slice(None), slice(None)))).save(temporary)
     return path
+
+
+def _write_tiff(path: Path, content: Part, size: tuple[int, ...]) -> None:
+    """A tiled, deflated TIFF, a BigTIFF above 2 GB, of which no more than a tile is ever in memory."""
+    import tifffile
+
+    height, width = size
+    corner = content((slice(0, 1), slice(0, 1)))
+    shape = (height, width, *corner.shape[2:])
+
+    def tiles() -> Iterator[np.ndarray]:
+        for top in range(0, height, WINDOW):
+            for left in range(0, width, WINDOW):
+                part = content((slice(top, top + WINDOW), slice(left, left + WINDOW)))
+                yield np.pad(part, [(0, WINDOW - side) for side in part.shape[:2]] + [(0, 0)] * (part.ndim - 2))
+
+    tifffile.imwrite(
+        path,
+        tiles(),
+        shape=shape,
+        dtype=corner.dtype,
+        tile=(WINDOW, WINDOW),
+        compression="zlib",
+        photometric="rgb" if len(shape) == 3 else "minisblack",
+        bigtiff=math.prod(shape) * corner.itemsize > 2**31,
+        metadata=None,
+    )

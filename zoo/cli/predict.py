@@ -42,6 +42,17 @@ def add(commands: Any) -> Any:
     command.add_argument("--precision", default="32", choices=("32", "bf16", "16"), help="(default: 32)")
     command.add_argument("--num_workers", type=int, default=2, help="threads that read images ahead (default: 2)")
     command.add_argument("--threshold", type=float, help="of the decision, in [0, 1] (default: the model's own)")
+    command.add_argument(
+        "--memory",
+        metavar="4GB",
+        help="what the work may take; larger images are computed in tiles (default: 3/4 of what is free)",
+    )
+    command.add_argument(
+        "--tta",
+        default="none",
+        metavar="flips",
+        help="average over flips (4) or d4 (all 8 flips and turns) of the image (default: none)",
+    )
     command.add_argument("--probabilities", action="store_true", help="also write NAME_probabilities.npz")
     command.set_defaults(run=predict)
     return command
@@ -68,6 +79,9 @@ def predict(args: argparse.Namespace) -> int:
         precision=args.precision,
         num_workers=args.num_workers,
         threshold=args.threshold,
+        memory=args.memory,
+        tta=args.tta,
+        drop=() if args.probabilities else ("probabilities",),
     )
     failed: list[UserError] = []
     options |= find_given(args.given, [place.with_suffix("").as_posix() for _, place in found])
@@ -88,7 +102,7 @@ def find_given(given: Sequence[str], places: Sequence[str]) -> dict[str, list[Pa
 
     Raises UserError for what is no NAME=PATH, doesn't exist, or has nothing for an image.
     """
-    from zoo.inference.predict import beside
+    from zoo.inference.sources import beside
 
     files: dict[str, list[Path]] = {}
     for text in given:

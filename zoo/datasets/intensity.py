@@ -79,12 +79,27 @@ class Intensity:
         if self.percentile is not None:
             return _windowed(array, *np.percentile(array, self.percentile))
         if self.zscore:
-            return _standardised(array.astype(np.float32))
+            values = array.astype(np.float32)
+            return Standardised(values.mean((0, 1)), values.std((0, 1)))(values)
         if array.dtype == np.uint8:
             return array
         if array.dtype == np.uint16:
             return array.astype(np.float32) / np.float32(65535)
         return array.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Standardised:
+    """z-scores by a mean and standard deviation per channel that are known: part of an image like the whole."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    channels: Sequence[int] | None = None
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """(H, W, C) in file values -> (value - mean) / deviation; a flat channel is 0."""
+        scores: np.ndarray = (array.astype(np.float32) - self.mean) / np.where(self.deviation == 0, 1, self.deviation)
+        return scores
 
 
 def read_image(
@@ -110,7 +125,9 @@ def read_image(
     return stored_to_pixels(array, turn, intensity, channels, name)
 
 
-def stored_to_pixels(array: np.ndarray, turn: int, intensity: Intensity, channels: int, name: str) -> np.ndarray:
+def stored_to_pixels(
+    array: np.ndarray, turn: int, intensity: Intensity | Standardised, channels: int, name: str
+) -> np.ndarray:
     """The pixels (H, W, channels) of values as stored; `turn`: EXIF orientation; `name`: for the error's sentence."""
     if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "buif":
         raise UserError(
@@ -119,14 +136,19 @@ def stored_to_pixels(array: np.ndarray, turn: int, intensity: Intensity, channel
     if array.dtype == bool:
         array = array.astype(np.uint8) * np.uint8(255)
     array = upright(array[..., None] if array.ndim == 2 else array, turn)
-    if intensity.channels is not None:
-        if max(intensity.channels) >= array.shape[2]:
+    return np.ascontiguousarray(intensity(choose_channels(array, intensity.channels, channels, name)))
+
+
+def choose_channels(array: np.ndarray, chosen: Sequence[int] | None, channels: int, name: str) -> np.ndarray:
+    """(H, W, C) as (H, W, channels): those chosen, or grey repeated, luminance, alpha dropped."""
+    if chosen is not None:
+        if max(chosen) >= array.shape[2]:
             raise UserError(
-                f"{name} has {array.shape[2]} channel(s), but intensity.channels is {list(intensity.channels)}, counted"
+                f"{name} has {array.shape[2]} channel(s), but intensity.channels is {list(chosen)}, counted"
                 " from 0; name channels that the file has."
             )
-        array = array[..., list(intensity.channels)]
-    return np.ascontiguousarray(intensity(_with_channels(array, channels, name)))
+        array = array[..., list(chosen)]
+    return _with_channels(array, channels, name)
 
 
 def to_tensor(pixels: np.ndarray) -> "Tensor":
@@ -157,13 +179,6 @@ def _with_channels(array: np.ndarray, channels: int, name: str) -> np.ndarray:
         f"{name} has {has} channel(s), but {channels} are wanted; set `channels` of the data card"
         " (in_channels of the model), or choose some with intensity.channels."
     )
-
-
-def _standardised(values: np.ndarray) -> np.ndarray:
-    deviation = values.std((0, 1))
-    deviation[deviation == 0] = 1  # a flat channel is 0
-    scores: np.ndarray = (values - values.mean((0, 1))) / deviation
-    return scores
 
 
 def _windowed(array: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -48,6 +48,7 @@ class Segmentation:
     planes: Mapping[str, int] = {}  # maps beside the image, and how many channels each has
     prompts: Mapping[str, Callable[[Tensor], Tensor]] = {}  # other inputs, and an example of each for an image
     maps: tuple[str, ...] = ("logits",)  # outputs that the model brings to the image's size
+    pixelwise = True  # each pixel's answer is a function of its own values in the maps: large images answer by rows
 
     def __init__(
         self,

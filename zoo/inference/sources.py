@@ -1,0 +1,113 @@
+"""What a person has, as images with what goes in beside them: files, folders, arrays, tensors, PIL images."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from zoo.datasets.intensity import Intensity, read_image
+from zoo.datasets.pixels import find_images
+from zoo.datasets.rows import Rows, open_rows
+from zoo.errors import UserError, nearest
+
+Source = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass
+class Item:
+    """One image, (H, W, C) uint8 or float, with what goes in beside it; a large TIFF is read by rows where needed."""
+
+    path: Path | None
+    pixels: np.ndarray | Rows
+    inputs: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What must be equal for images to be computed together."""
+        alone = id(self) if isinstance(self.pixels, Rows) else 0
+        return self.pixels.dtype, self.pixels.shape, [array.shape for array in self.inputs.values()], alone
+
+
+def check_names(task: Any, inputs: Mapping[str, Any]) -> None:
+    """Raise UserError for what the task doesn't take beside the image."""
+    known = [*task.planes, *task.prompts]
+    for name in inputs:
+        if name not in known:
+            listed = f"; beside the image it takes: {', '.join(known)}." if known else "; it takes the image alone."
+            raise UserError(f"The task {task.name!r} takes no input {name!r}{nearest(name, known)}{listed}")
+
+
+def beside(folder: str | Path, places: Sequence[str]) -> list[Path]:
+    """For each image's place below its folder (without a suffix) the file of that place in another folder.
+
+    Raises UserError with the first image that has none.
+    """
+    there = {file.relative_to(folder).with_suffix("").as_posix(): file for file in find_images(folder)}
+    for place in places:
+        if place not in there:
+            raise UserError(f"The folder {str(folder)!r} holds no file for the image {place!r}{nearest(place, there)}.")
+    return [there[place] for place in places]
+
+
+def pairs(
+    files: str | Path | Iterable[Source], inputs: Mapping[str, Any]
+) -> Iterable[tuple[Source, Mapping[str, Any]]]:
+    """Each image with its own inputs: by place for folders, in order for lists and generators."""
+    if isinstance(files, str | Path):
+        images = list(find_images(files))
+        places = [image.relative_to(files).with_suffix("").as_posix() for image in images]
+        for name, folder in inputs.items():
+            if not isinstance(folder, str | Path) or not Path(folder).is_dir():
+                raise UserError(f"The images are a folder, so `{name}` is one too, with files of the same names.")
+        return _zipped(images, {name: beside(folder, places) for name, folder in inputs.items()})
+    for name, values in inputs.items():
+        if isinstance(values, str | Path | np.ndarray | Tensor) or not isinstance(values, Iterable):
+            raise UserError(f"There are several images, so `{name}` is a list with something for each.")
+        if isinstance(files, list | tuple) and isinstance(values, list | tuple) and len(files) != len(values):
+            raise UserError(f"`{name}` has {len(values)} entries for {len(files)} images; give one for each.")
+    return _zipped(files, inputs)
+
+
+def _zipped(images: Iterable[Source], inputs: Mapping[str, Any]) -> Iterator[tuple[Source, Mapping[str, Any]]]:
+    columns = [iter(values) for values in inputs.values()]
+    for image in images:
+        yield image, dict(zip(inputs, [next(column) for column in columns], strict=True))
+
+
+def read(
+    source: Source, inputs: Mapping[str, Any], intensity: Intensity, channels: int, planes: Mapping[str, int], most: int
+) -> Item:
+    """An image and what goes in beside it. most: bytes above which a TIFF is left in its file, to be read by rows."""
+    path = Path(source) if isinstance(source, str | Path) else None
+    pixels = _pixels(source, intensity, channels, most)
+    given: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if name not in planes:
+            value = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+            given[name] = value.astype(np.float32) if value.dtype == np.float64 else value
+            continue
+        given[name] = _pixels(value, Intensity(), planes[name], most)
+        if given[name].shape[:2] != pixels.shape[:2]:
+            (height, width), (tall, wide) = given[name].shape[:2], pixels.shape[:2]
+            raise UserError(f"`{name}` is {height}x{width} for {path or 'an image'} of {tall}x{wide}; make them equal.")
+    return Item(path, pixels, given)
+
+
+def _pixels(source: Source, intensity: Intensity, channels: int, most: int) -> np.ndarray | Rows:
+    if isinstance(source, str | Path):
+        return open_rows(Path(source), intensity, channels, most) or read_image(source, intensity, channels)
+    return read_image(_array(source), intensity, channels)
+
+
+def _array(source: Any) -> Any:
+    """A tensor (C, H, W) or (H, W) as an array (H, W[, C]); all else as it is."""
+    if not isinstance(source, Tensor):
+        return source
+    if source.ndim not in (2, 3):
+        raise UserError(f"A tensor to predict on is (C, H, W); this one is {tuple(source.shape)}.")
+    array = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
+    return array if array.ndim == 2 else array.transpose(1, 2, 0)
