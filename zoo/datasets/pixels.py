@@ -83,6 +83,7 @@ def pil_values(image: Image.Image) -> np.ndarray:
     elif image.mode not in ("L", "LA", "RGB", "RGBA", "I", "F") and not image.mode.startswith("I;16"):
         image = image.convert("RGB")
     array = np.array(image)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # big-endian 16-bit TIFFs keep their order
     # PNG has no 32 bits: Pillow before 10.3 opens its 16-bit grey as mode I
     return array.astype(np.uint16) if image.mode == "I" and image.format == "PNG" else array
 

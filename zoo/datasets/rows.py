@@ -48,8 +48,10 @@ class Rows:
             tall, across = page.chunks[0], page.chunked[1]
             for index in range(start // tall * across, -(-stop // tall) * across):
                 file.seek(page.dataoffsets[index])
-                coded = file.read(page.databytecounts[index]) or None
-                part, (_, _, y, x, _), shape = page.decode(coded, index, jpegtables=page.jpegtables)
+                coded = file.read(page.databytecounts[index])
+                if len(coded) < page.databytecounts[index]:
+                    raise EOFError("it ends early")
+                part, (_, _, y, x, _), shape = page.decode(coded or None, index, jpegtables=page.jpegtables)
                 top, bottom = max(y, start), min(y + shape[1], stop)
                 where = out[top - start : bottom - start, x : x + shape[2]]
                 where[...] = page.nodata if part is None else part[0, top - y : bottom - y, : where.shape[1]]
@@ -81,15 +83,17 @@ def open_rows(path: Path, intensity: Intensity, channels: int, most: int) -> Row
 
 def _by_rows(page: Any, intensity: Intensity, most: int) -> bool:
     """Whether the page takes more than `most` bytes and its rows can be read as `read_stored` would read them."""
+    import tifffile
+
     if (
         page.dtype is None
         or page.size * page.dtype.itemsize <= most
         or page.dtype.name not in KINDS
         or page.bitspersample != 8 * page.dtype.itemsize
-        or page.photometric.name not in ("MINISBLACK", "RGB")
-        or page.planarconfig.name != "CONTIG"
+        or page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
+        or page.planarconfig != tifffile.PLANARCONFIG.CONTIG
         or page.imagedepth != 1
-        or any(extra.name == "ASSOCALPHA" for extra in page.extrasamples)
+        or tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples
         or (ORIENTATION in page.tags and page.tags[ORIENTATION].value != 1)
         or (intensity.percentile is not None and page.dtype.kind != "u")
     ):

@@ -20,7 +20,8 @@ from zoo.inference.spilled import Spilled
 from zoo.inference.tiles import Band, Tiling, blend, fit
 
 PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
-KEPT = 8  # an image or answer of more than this part of the budget stays in a file
+WORK = 3 / 4  # of the budget; the rest is for images and answers that are kept in memory
+KEPT = 16  # an image or answer of more than this part of the budget stays in a file
 
 
 class Net(Protocol):
@@ -68,8 +69,9 @@ class Answers:
         self.net, self.device, self.precision, self.threshold, self.drop = net, device, precision, threshold, drop
         self.given = memory
         self.memory = memory or budget(device)
-        self.run = augmented(net.ready(device), net.task.maps, tta)
+        self.work = None if self.memory is None else int(WORK * self.memory)
         self.pixelwise = bool(getattr(net.task, "pixelwise", False))
+        self.run = augmented(net.ready(device), net.task.maps, tta, alone=self.pixelwise)
         self.most = in_memory(device, self.memory)
         self._cost: Cost | None = None
         self._outputs: set[str] = set()
@@ -87,37 +89,36 @@ class Answers:
     def _plan(self, item: Item, wanted: int) -> Tiling | int:
         """How many images of this shape are computed together, or how one of them is tiled."""
         task, (height, width) = self.net.task, item.pixels.shape[:2]
-        if self.memory is None or wanted * height * width * MOST <= self.memory:
+        if self.work is None or self.memory is None or wanted * height * width * MOST <= self.work:
             return wanted
         prompts = {name: x for name, x in item.inputs.items() if name not in task.planes}
         cost = self._counted(prompts)
-        together = next((n for n in range(wanted, 0, -1) if cost(n * height * width) <= self.memory), 0)
+        together = next((n for n in range(wanted, 0, -1) if cost(n * height * width) <= self.work), 0)
         if together:
             return together
         grid = self.net.grid
-        why = (
-            f"an image with `{next(iter(prompts))}` is not tiled"
-            if prompts
-            else "the model resizes the whole image, so it is not tiled"
-            if grid is None
-            else None
-        )
-        if why is None and not self.pixelwise and (beside := sorted(self._outputs - {*task.maps})):
+        why = ""
+        if prompts:
+            why = f"an image with `{next(iter(prompts))}` is not tiled"
+        elif grid is None:
+            why = "the model resizes the whole image, so it is not tiled"
+        elif not self.pixelwise and (beside := sorted(self._outputs - {*task.maps})):
             why = f"the answer of the task {task.name!r} needs `{beside[0]}` of the whole image, so it is not tiled"
-        if why is not None or grid is None:
+        if why or grid is None:
             if self.given is None:
                 return 1  # what is free was a guess; a budget that somebody named is not
             raise ImageError(
-                f"The image {item.path or ''} of {height}x{width} needs about {told(cost(height * width))}, memory is"
-                f" {told(self.memory)}, and {why}; give it that much, or a smaller image."
+                f"{item.path or 'An image'} of {height}x{width} needs about {told(cost(height * width) / WORK)}, memory"
+                f" is {told(self.memory)}, and {why}; give it that much, or a smaller image."
             )
-        pixel = sum(4 * (x.shape[2] if x.ndim == 3 else 1) for x in (item.pixels, *item.inputs.values()))
-        found = fit(cost, self.memory, (height, width), pixel, grid, bands=self.pixelwise)
+        pixel = sum(4 * x.shape[2] for x in (item.pixels, *item.inputs.values()))
+        found = fit(cost, self.work, (height, width), pixel, grid, bands=self.pixelwise)
         if isinstance(found, Tiling):
             return found
+        least = told(found / WORK)
         raise ImageError(
-            f"The smallest tiles of an image of {height}x{width} need {told(found)}, memory is {told(self.memory)};"
-            f" give at least memory='{told(found)}'."
+            f"The smallest tiles of an image of {height}x{width} need {least}, memory is {told(self.memory)};"
+            f" give at least memory='{least}'."
         )
 
     def _counted(self, prompts: Mapping[str, np.ndarray]) -> Cost:
@@ -125,7 +126,7 @@ class Answers:
             task = self.net.task
 
             def finish(outputs: dict[str, Any], inputs: dict[str, Tensor]) -> Any:
-                self._outputs = set(outputs)
+                self._outputs |= set(outputs)
                 return self.net.finish(outputs, inputs, self.threshold)
 
             with self._computing():

@@ -28,8 +28,13 @@ def check_tta(tta: str, given: Sequence[str]) -> None:
         raise UserError(f"tta={tta!r} flips the image, and `{given[0]}` can't be flipped with it; leave tta out.")
 
 
-def augmented(run: Callable[..., dict[str, Any]], maps: Sequence[str], tta: str) -> Callable[..., dict[str, Any]]:
-    """`run` averaged over the turns of `tta`: (image, **planes), each (B, n, H, W) -> the maps, float32."""
+def augmented(
+    run: Callable[..., dict[str, Any]], maps: Sequence[str], tta: str, *, alone: bool
+) -> Callable[..., dict[str, Any]]:
+    """`run` averaged over the turns of `tta`: (image, **planes), each (B, n, H, W) -> the maps, float32.
+
+    alone: the maps are all that the answer needs; where it may need more, outputs beside them raise UserError.
+    """
     if tta == "none":
         return run
 
@@ -37,6 +42,8 @@ def augmented(run: Callable[..., dict[str, Any]], maps: Sequence[str], tta: str)
         total: dict[str, Tensor] = {}
         for turn in TURNS[tta]:
             outputs = run(turned(image, turn), **{name: turned(x, turn) for name, x in planes.items()})
+            if not alone and (beside := sorted({*outputs} - {*maps})):
+                raise UserError(f"tta={tta!r} averages maps, and the answer also needs `{beside[0]}`; leave tta out.")
             for name in maps:
                 x = turned_back(outputs[name], turn).to(torch.promote_types(outputs[name].dtype, torch.float32))
                 total[name] = total[name] + x if name in total else x

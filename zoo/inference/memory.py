@@ -122,10 +122,9 @@ def count(
             outputs = run(inputs["image"], **{k: x for k, x in inputs.items() if k != "image"}, **prompts)
             finish(outputs, inputs | prompts)
         runs.append((side * side, counted.peak))
-    outputs = {name: outputs[name] for name in maps if name in outputs}
     with Counted() as counted:
         finish(outputs, inputs | prompts)
-    raw = sum(4 * x.shape[1] for x in outputs.values())
+    raw = sum(4 * outputs[name].shape[1] for name in maps)
     return Cost((runs[0], runs[1]), raw, math.ceil(counted.peak / side**2))
 
 
