@@ -17,8 +17,8 @@ from PIL import Image
 from zoo.files import aside
 
 Color = tuple[int, int, int]
-LARGE = 2**26  # pixels above which maps are written by windows, as tiled TIFF, and an overlay is a preview
-PREVIEW = 4096  # its longer side, at most
+LARGE = 2**26  # pixels above which maps are written by windows, as tiled TIFF
+PREVIEW = 2048  # the longer side of the overlay of an image that is so large, or memory-mapped
 WINDOW = 512  # the side of a TIFF's tiles
 
 
@@ -55,16 +55,10 @@ class Prediction:
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """The image with every class in its colour, as RGB; a class named "background" stays clear.
 
-        Without a mask it is the image as it is. Above 2^26 pixels every nth row and column is shown, at most 4096.
+        Without a mask it is the image as it is. Of a memory-mapped image, and above 2^26 pixels, it is a preview: every
+        nth row and column, at most 2048.
         """
-        n = -(-max(self.image.shape[:2]) // PREVIEW) if self._large else 1
-        picture, mask = self._picture(self.image[::n, ::n]), self.arrays.get("mask")
-        for top in range(0, len(picture) if mask is not None else 0, WINDOW):
-            rows = picture[top : top + WINDOW].astype(np.float32)
-            for color, where in self._layers(mask[..., ::n, ::n][..., top : top + WINDOW, :]):  # type: ignore[index]
-                rows[where] = (1 - opacity) * rows[where] + opacity * np.asarray(color, np.float32)
-            picture[top : top + WINDOW] = rows.round().astype(np.uint8)
-        return Image.fromarray(picture)
+        return Image.fromarray(self._painted(opacity))
 
     def save(self, folder: str | Path, *, name: str | None = None, probabilities: bool = False) -> list[Path]:
         """Write the answer as files that other programs read; returns the paths.
@@ -87,7 +81,7 @@ class Prediction:
                 files |= {f"_{k}{end}": partial(_ids, m, np.uint8) for k, m in zip(names, mask, strict=True)}
             else:
                 files[end] = partial(_ids, mask, np.uint8 if len(self.class_colors) <= 256 else np.uint16)
-            files["_overlay.png"] = self.overlay()
+            files["_overlay.png"] = lambda window: self._painted(0.5)  # made when the mask is written and gone
         others = {key: array for key, array in self.arrays.items() if key not in ("mask", "probabilities")}
         size = self.image.shape[:2]
         pictures = {key: array for key, array in others.items() if array.shape in ((1, *size), (3, *size))}
@@ -97,6 +91,18 @@ class Prediction:
         if probabilities and "probabilities" in self.arrays:
             files["_probabilities.npz"] = self.arrays["probabilities"]
         return [_write(stem.with_name(stem.name + end), content, size) for end, content in files.items()]
+
+    def _painted(self, opacity: float) -> np.ndarray:
+        """The overlay's pixels (h, w, 3)."""
+        reduced = self._large or isinstance(self.image, np.memmap)
+        n = -(-max(self.image.shape[:2]) // PREVIEW) if reduced else 1
+        picture, mask = self._picture(self.image[::n, ::n]), self.arrays.get("mask")
+        for top in range(0, len(picture) if mask is not None else 0, WINDOW):
+            rows = picture[top : top + WINDOW].astype(np.float32)
+            for color, where in self._layers(mask[..., ::n, ::n][..., top : top + WINDOW, :]):  # type: ignore[index]
+                rows[where] = (1 - opacity) * rows[where] + opacity * np.asarray(color, np.float32)
+            picture[top : top + WINDOW] = rows.round().astype(np.uint8)
+        return picture
 
     @property
     def _large(self) -> bool:
@@ -139,7 +145,7 @@ Part = Callable[[Window], np.ndarray]  # a window of a picture: (h, w) or (h, w,
 
 
 def _ids(mask: np.ndarray, dtype: type, window: Window) -> np.ndarray:
-    return mask[window].astype(dtype)
+    return mask[window].astype(dtype, copy=False)
 
 
 def _bytes(planes: np.ndarray, window: Window) -> np.ndarray:
