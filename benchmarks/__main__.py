@@ -1,7 +1,7 @@
 """All figures that need no data, about half an hour on two cores; CamVid's: `python -m benchmarks.table`."""
 
-from benchmarks import demo, frozen, loop, pranet, pyramid, startup, unet, window
+from benchmarks import demo, frozen, loop, pranet, pyramid, startup, tiles, unet, window
 
-for part in (startup, pyramid, unet, pranet, window, loop, frozen, demo):
+for part in (startup, pyramid, unet, pranet, window, loop, frozen, tiles, demo):
     print(f"== {part.__name__}", flush=True)
     part.main()
