@@ -72,7 +72,7 @@ def vectors() -> dict[str, Tensor]:
 
 
 def seen(model: nn.Module, x: Tensor) -> dict[str, list[Tensor]]:
-    """The training outputs by the vectors' names: both steps' scales, deepest first, in one list; norms stay at rest."""
+    """The training outputs by the vectors' names: both steps' scales, deepest first; the norms keep their mode."""
     kept: dict[str, list[Tensor]] = {"sem": [], "enc_in": [], "rec": []}
 
     def keep(step: nn.Module, args: tuple, answer: tuple) -> None:

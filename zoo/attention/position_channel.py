@@ -60,4 +60,5 @@ class ChannelAttention(nn.Module):
 def weighed(x: Tensor, found: Tensor, gamma: Tensor) -> Tensor:
     """x (B, groups * C, h, w) and, by each group's gamma, what attention found (B, groups, C, h * w); laid out as x."""
     found = found.unflatten(3, x.shape[-2:]) * gamma.view(-1, 1, 1, 1)
-    return (x.unflatten(1, found.shape[1:3]) + found).flatten(1, 2)
+    both: Tensor = x.unflatten(1, found.shape[1:3]) + found
+    return both.flatten(1, 2)

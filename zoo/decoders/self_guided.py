@@ -1,4 +1,4 @@
-"""Multi-scale self-guided attention: every scale attends to all scales fused, twice, and a shared autoencoder guides it.
+"""Multi-scale self-guided attention: each scale attends to all scales fused, twice, guided by a shared autoencoder.
 
 Source: Sinha and Dolz 2020, "Multi-scale self-guided attention for medical image segmentation", arXiv 1906.02849; the
 structure follows the official code (github sinAshish/Multi-Scale-Attention), which has two steps where the figure has
@@ -7,6 +7,7 @@ does what the official code does scale by scale.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -38,12 +39,9 @@ def conv_norm_slope(channels: int, out_channels: int, kernel: int = 3, groups: i
     )
 
 
-def twice(channels: int, out_channels: int) -> nn.Sequential:
-    """Convolution, BatchNorm, ReLU, two times."""
-    parts = [
-        (conv(c, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)) for c in (channels, out_channels)
-    ]
-    return nn.Sequential(*parts[0], *parts[1])
+def conv_norm_relu(channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
+    """3x3 convolution, BatchNorm, ReLU."""
+    return conv(channels, out_channels), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
 
 
 def halved(x: Tensor) -> Tensor:
@@ -56,11 +54,19 @@ class SemanticAutoencoder(nn.Module):
 
     def __init__(self, channels: int, width: int):
         super().__init__()
-        self.first, *rest = twice(channels, width)
-        self.encode1 = nn.Sequential(*rest)
-        self.encode2 = twice(width, 2 * width)
-        self.decode2 = twice(2 * width, width).append(nn.ConvTranspose2d(width, width, kernel_size=2, stride=2))
-        self.decode1 = twice(width, channels).append(nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2))
+        self.first, *rest = conv_norm_relu(channels, width)
+        self.encode1 = nn.Sequential(*rest, *conv_norm_relu(width, width))
+        self.encode2 = nn.Sequential(*conv_norm_relu(width, 2 * width), *conv_norm_relu(2 * width, 2 * width))
+        self.decode2 = nn.Sequential(
+            *conv_norm_relu(2 * width, width),
+            *conv_norm_relu(width, width),
+            nn.ConvTranspose2d(width, width, kernel_size=2, stride=2),
+        )
+        self.decode1 = nn.Sequential(
+            *conv_norm_relu(width, channels),
+            *conv_norm_relu(channels, channels),
+            nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2),
+        )
 
     def forward(self, x: Tensor, shared: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The code and the reconstruction. shared: see `share`; x is then the rest, for one scale or several."""
@@ -69,7 +75,7 @@ class SemanticAutoencoder(nn.Module):
             x = self.first(x)
         else:
             x = F.conv2d(x, self.first.weight[:, : x.shape[1]], padding=1)
-            x.unflatten(0, (-1, len(shared))).add_(shared)
+            x.unflatten(0, (-1, shared.shape[0])).add_(shared)
         x = halved(self.encode1(x))
         code = halved(self.encode2(x))
         x = resize(self.decode2(code), x.shape[-2:])
@@ -89,18 +95,11 @@ class GuidedAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        scales: int,
-        width: int,
-        *,
-        qk_width: int,
-        semantic_width: int,
-        share_reading: bool,
-        batch_scales: bool,
+        self, scales: int, width: int, *, qk_width: int, semantic_width: int, share_reading: bool, batch_scales: bool
     ):
         super().__init__()
         both = 2 * width
-        self.scales, self.batch_scales = scales, batch_scales
+        self.scales, self.share_reading, self.batch_scales = scales, share_reading, batch_scales
         self.autoencoder = SemanticAutoencoder(both, semantic_width)
         self.position = nn.Sequential(
             *conv_norm_slope(both, width, groups=scales),
@@ -112,33 +111,31 @@ class GuidedAttention(nn.Module):
             ChannelAttention(groups=scales),
             *conv_norm_slope(width, width, groups=scales),
         )
-        self.share_reading = share_reading
         self.read = conv(both, width, groups=1 if share_reading else scales)
         self.last = conv(width, width, kernel=1, groups=scales)
 
-    def forward(self, d: Tensor, guides: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        parts = d.chunk(self.scales, dim=1)
-        every = guides if len(guides) > 1 else [*guides] * self.scales
+    def forward(self, d: Tensor, guides: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        parts = list(d.chunk(self.scales, dim=1))
+        every = guides * (self.scales // len(guides))
         u = torch.cat([half for pair in zip(parts, every, strict=True) for half in pair], dim=1)
-        code, made = (
-            self.reconstruct(u.chunk(self.scales, dim=1))
-            if len(guides) > 1
-            else self.reconstruct(parts, self.autoencoder.share(guides[0]))
-        )
+        if len(guides) == 1:
+            code, made = self.reconstruct(parts, self.autoencoder.share(guides[0]))
+        else:
+            code, made = self.reconstruct(list(u.chunk(self.scales, dim=1)))
         v = torch.cat(made, dim=1)
         gate = torch.cat([self.read(part) for part in made], dim=1) if self.share_reading else self.read(v)
         return self.last((self.position(u) + self.channel(u)) * gate), code, u, v
 
-    def reconstruct(self, parts: Sequence[Tensor], shared: Tensor | None = None) -> tuple[Tensor, Sequence[Tensor]]:
+    def reconstruct(self, parts: list[Tensor], shared: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """The codes and reconstructions of all scales by the one autoencoder.
 
         In training each scale has statistics of its own in it, and moves the running ones, as in the official code.
         """
         if self.training and not self.batch_scales:
             codes, made = zip(*(self.autoencoder(part, shared) for part in parts), strict=True)
-            return torch.cat(codes), made
-        code, batch = self.autoencoder(torch.cat(list(parts)), shared)
-        return code, batch.chunk(self.scales)
+            return torch.cat(codes), list(made)
+        code, batch = self.autoencoder(torch.cat(parts), shared)
+        return code, list(batch.chunk(self.scales))
 
 
 @register_decoder(tasks=("segmentation",), paper="arXiv 1906.02849", licence="Apache-2.0")
@@ -227,10 +224,7 @@ class SelfGuided(nn.Module):
         if not self.training:
             return {"logits": logits}
 
-        guided = [
-            self.scales * F.mse_loss(b, a.detach() if self.detach_targets else a)
-            for a, b in zip(codes, codes[1:], strict=False)
-        ]
+        guided = [self.scales * F.mse_loss(b, a.detach() if self.detach_targets else a) for a, b in pairwise(codes)]
         losses = {"guided": sum(guided, logits.new_zeros(())), "reconstruction": torch.stack(terms).sum()}
         return {"logits": logits, "aux": [*self.early(d).chunk(self.scales, dim=1), *late], "losses": losses}
 
@@ -281,9 +275,9 @@ def rules() -> tuple[tuple[str, str], ...]:
 KEYS = rules()
 
 
-@register_model(task="segmentation", paper="arXiv 1906.02849", licence="Apache-2.0", keys=KEYS)
+@register_model(
+    task="segmentation", paper="arXiv 1906.02849", licence="Apache-2.0", weights_licence="none published", keys=KEYS
+)
 def ms_dual_guided() -> dict[str, Any]:
-    """MS-Dual-Guided as published: ResNeXt-101 32x8d from scratch, grey images as they are, four organs + background."""
-    return dict(
-        encoder="resnext101_32x8d", decoder="self_guided", num_classes=5, in_channels=1, mean=[0.0], std=[1.0]
-    )
+    """MS-Dual-Guided as published: ResNeXt-101 32x8d from scratch, grey images in [0, 1], four organs + background."""
+    return dict(encoder="resnext101_32x8d", decoder="self_guided", num_classes=5, in_channels=1, mean=[0.0], std=[1.0])
