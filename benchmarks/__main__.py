@@ -1,4 +1,7 @@
-"""All figures that need no data, about half an hour on two cores; CamVid's: `python -m benchmarks.table`."""
+"""All figures that need no data, about half an hour on two cores.
+
+CamVid's: `python -m benchmarks.table`; what takes 16 GB of memory: `python -m benchmarks.self_guided`.
+"""
 
 from benchmarks import demo, frozen, loop, pranet, pyramid, startup, tiles, unet, window
 

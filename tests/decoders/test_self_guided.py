@@ -61,7 +61,8 @@ def converted(official) -> dict[str, Tensor]:
 def model(converted) -> nn.Module:
     with torch.device("meta"):
         net = zoo.create_model("ms_dual_guided")
-    net.load_state_dict({k: v.clone() for k, v in converted.items()}, assign=True)
+    own = ("running_mean", "running_var", "num_batches_tracked")  # what a test may change in place
+    net.load_state_dict({k: v.clone() if k.endswith(own) else v for k, v in converted.items()}, assign=True)
     net.mean, net.std = torch.zeros(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1).double()
     return net.eval()
 
@@ -166,3 +167,206 @@ def part(tensors: dict[str, Tensor], place: dict, key: str) -> Tensor:
     name = rename(KEYS, key).split("#")[0]
     rows = place["landed"][name] == place["numbers"][key]
     return tensors[name][rows].view(-1, *tensors[name].shape[1:])
+
+
+def test_official_keys_are_all_used_or_never_called(official):
+    dropped = [key for key in official if rename(KEYS, key) == ""]
+    counters = [key for key in dropped if key.startswith(("pam_", "cam_")) and key.endswith("num_batches_tracked")]
+    dead = [key for key in dropped if key not in counters]
+    assert len(counters) == 2 * 2 * 2 * 3  # of three scales, in two branches of two norms, in two steps
+    assert {key.split(".")[0][:-1] for key in dead} == {"conv6_", "conv7_", "attention", "refine"}
+    assert sum(official[key].numel() for key in dead if "running" not in key and "tracked" not in key) == 955_412
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parameters"),
+    [
+        ({}, 104_511_475 - 955_412),
+        ({"encoder": "resnext101_32x4d"}, 58_942_431),
+        ({"encoder": "resnext101_32x4d", "decoder": {"share_reading": True}}, 58_499_679),
+    ],
+)
+def test_has_the_official_number_of_parameters(overrides, parameters):
+    with torch.device("meta"):
+        model = zoo.create_model("ms_dual_guided", **overrides)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_weights_of_another_network_are_refused(official):
+    strange = {k: v for k, v in official.items() if not k.startswith("conv8_12.")} | {"crf.weight": torch.zeros(1)}
+    message = r"1 unknown: crf\.weight; 2 misshapen: decoder\.steps\.1\.last\.weight #0 .* \+ #2"
+    with pytest.raises(UserError, match=message):
+        zoo.convert_weights("ms_dual_guided", strange)
+    with pytest.raises(UserError, match=r"unknown: predict5\.bias"):
+        zoo.convert_weights("ms_dual_guided", official | {"predict5.bias": torch.zeros(5)})
+
+
+def test_ms_dual_guided_is_the_published_configuration():
+    assert ms_dual_guided() == dict(
+        encoder="resnext101_32x8d", decoder="self_guided", num_classes=5, in_channels=1, mean=[0.0], std=[1.0]
+    )
+    assert SelfGuided.loss_weights == {"main": 0.0, "guided": 0.25, "reconstruction": 0.1}
+
+
+def pyramid(height: int, width: int, batch: int = 1, scales=(4, 8, 16, 32)) -> tuple[list[Tensor], Tensor]:
+    features = [
+        torch.randn(batch, c, -(-height // s), -(-width // s))
+        for c, s in zip(CHANNELS[: len(scales)], scales, strict=True)
+    ]
+    return features, torch.randn(batch, 1, height, width)
+
+
+def small(num_outputs: int = 2, channels=CHANNELS, **options) -> SelfGuided:
+    """A small decoder whose norms are not at rest and whose attention is on."""
+    torch.manual_seed(0)
+    decoder = SelfGuided(channels, num_outputs, **SMALL, **options)
+    for name, values in decoder.state_dict().items():
+        if name.endswith(("gamma", "running_mean", "running_var")):
+            nn.init.uniform_(values, 0.5, 1.5)
+    return decoder.eval()
+
+
+@settings(max_examples=15, deadline=None)
+@given(height=st.integers(1, 70), width=st.integers(1, 70), num_outputs=st.integers(1, 3))
+def test_takes_any_size_and_answers_at_stride_4(height, width, num_outputs):
+    decoder = small(num_outputs)
+    decoder.training = True
+    with torch.no_grad():
+        answer = decoder(*pyramid(height, width))
+    for logits in (answer["logits"], *answer["aux"]):
+        assert logits.shape == (1, num_outputs, -(-height // 4), -(-width // 4))
+        assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("scales", [(4,), (8, 16, 32), (4, 8, 16)])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_takes_any_pyramid_and_number_of_steps(scales, steps):
+    assert SelfGuided.strides(scales=scales) == scales
+    decoder = small(channels=CHANNELS[: len(scales)], scales=scales, steps=steps).train()
+    answer = decoder(*pyramid(40, 56, batch=2, scales=scales))
+    assert len(answer["aux"]) == 2 * len(scales)
+    assert answer["logits"].shape == (2, 2, -(-40 // scales[0]), -(-56 // scales[0]))
+    assert answer["losses"]["reconstruction"] > 0
+    assert (answer["losses"]["guided"] > 0) == (steps > 1)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_an_image_of_33_by_47_trains_every_parameter(batch):
+    decoder = small().train()
+    answer = decoder(*pyramid(33, 47, batch=batch))
+    (sum(z.square().mean() for z in answer["aux"]) + sum(answer["losses"].values())).backward()
+    assert not [name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_the_logits_are_the_mean_of_the_last_maps():
+    decoder = small()
+    decoder.training = True
+    answer = decoder(*pyramid(40, 56))
+    torch.testing.assert_close(answer["logits"], torch.stack(answer["aux"][4:]).mean(dim=0))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_all_scales_at_once_give_what_they_give_one_by_one(batch):
+    decoder, (features, image) = small(steps=3).double(), pyramid(38, 57, batch=batch)
+    features = [f.double() for f in features]
+    with torch.no_grad():
+        at_once = decoder(features, image)["logits"]
+        for step in decoder.steps:
+            step.training = True
+        torch.testing.assert_close(decoder(features, image)["logits"], at_once, atol=1e-12, rtol=0)
+
+
+def test_statistics_over_all_scales_are_an_option_of_training_alone():
+    inputs = pyramid(40, 56, batch=2)
+    decoders = [small(batch_scales=flag) for flag in (False, True)]
+    answers = [decoder(*inputs)["logits"] for decoder in decoders]
+    torch.testing.assert_close(*answers)
+    trained = [decoder.train()(*inputs)["aux"][-1] for decoder in decoders]
+    assert (trained[0] - trained[1]).abs().max() > 1e-3
+    counted = [decoder.steps[0].autoencoder.encode1[0].num_batches_tracked for decoder in decoders]
+    assert counted == [4, 1]
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_the_guided_loss_pulls_both_codes_unless_the_target_is_detached(detach):
+    decoder, codes = small(detach_targets=detach).train(), []
+
+    def keep(step: nn.Module, args: tuple, answer: tuple) -> None:
+        answer[1].retain_grad()
+        codes.append(answer[1])
+
+    for step in decoder.steps:
+        step.register_forward_hook(keep)
+    decoder(*pyramid(40, 56))["losses"]["guided"].backward()
+    assert codes[1].grad.any()
+    assert (codes[0].grad is None) == detach
+
+
+def test_the_loss_is_on_the_eight_maps_and_the_decoders_own_terms():
+    options = dict(encoder="resnet10t", decoder=SMALL, num_classes=3)
+    model = zoo.create_model("ms_dual_guided", **options).train()
+    batch = {"image": torch.rand(2, 1, 64, 48), "mask": torch.randint(3, (2, 64, 48))}
+    outputs = model(batch["image"])
+    assert len(outputs["aux"]) == 8
+    defaults = model.decoder.loss_weights
+    terms = model.task.loss(outputs, batch, {"ce": 1.0}, decoder_weights=defaults)
+    assert terms.keys() == {"loss", "ce_aux", "guided", "reconstruction"}
+    torch.testing.assert_close(terms["guided"], 0.25 * outputs["losses"]["guided"])
+    torch.testing.assert_close(terms["reconstruction"], 0.1 * outputs["losses"]["reconstruction"])
+    own = model.task.loss(
+        outputs, batch, {"ce": 1.0, "main": 1.0, "guided": 0}, decoder_weights=model.decoder.loss_weights
+    )
+    assert own["ce"] > 0
+    assert own["guided"] == 0
+
+
+def test_comes_back_from_its_folder_with_every_option(tmp_path):
+    options = dict(**SMALL, scales=[8, 16], steps=1, share_reading=True)
+    model = zoo.create_model("ms_dual_guided", encoder="resnet10t", decoder=options).eval()
+    model.save(tmp_path)
+    back = zoo.load_model(tmp_path)
+    assert back.config == model.config
+    assert {k: v for k, v in back.config["decoder"].items() if k in options} == options
+    x = torch.rand(1, 1, 50, 41)
+    with torch.no_grad():
+        assert torch.equal(back(x)["logits"], model(x)["logits"])
+
+
+def test_the_faster_equal_of_the_model_is_equal():
+    model = zoo.create_model("ms_dual_guided", encoder="resnet10t", decoder=SMALL).eval()
+    model.decoder.load_state_dict(small(5, channels=model.encoder.channels).state_dict())
+    x = torch.rand(1, 50, 41)
+    with torch.no_grad():
+        expected = model.answer(x[None])["probabilities"][0]
+    torch.testing.assert_close(torch.from_numpy(model.predict(x).probabilities), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_exports_with_batch_height_and_width_left_open():
+    decoder, open_sizes = small(), dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    features, image = pyramid(72, 104, batch=2)
+    dynamic = ([open_sizes] * len(features), open_sizes)
+    with torch.no_grad():
+        program = torch.export.export(decoder, (features, image), dynamic_shapes=dynamic).module()
+        for inputs in (pyramid(72, 104, batch=2), pyramid(97, 65, batch=3)):
+            torch.testing.assert_close(program(*inputs)["logits"], decoder(*inputs)["logits"])
+
+
+def test_bfloat16_stays_finite_in_eval_and_training():
+    decoder, (features, image) = small().bfloat16(), pyramid(40, 56)
+    features = [100 * f.bfloat16() for f in features]
+    assert decoder(features, image)["logits"].isfinite().all()
+    answer = decoder.train()(features, image)
+    sum(z.square().mean() for z in answer["aux"]).backward()
+    assert all(p.grad.isfinite().all() for p in decoder.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("option", ["width", "qk_width", "semantic_width", "steps"])
+def test_an_option_below_1_is_refused(option):
+    with pytest.raises(UserError, match=f"self_guided has {option} 0; give 1 or more"):
+        SelfGuided(CHANNELS, 1, **{option: 0})
+
+
+def test_levels_that_are_not_the_scales_are_refused():
+    with pytest.raises(UserError, match=r"each of its scales \(4, 8, 16, 32\), not 3 \(8, 12, 16\)"):
+        SelfGuided(CHANNELS[:3], 1)

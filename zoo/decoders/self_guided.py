@@ -198,7 +198,7 @@ class SelfGuided(nn.Module):
             for _ in range(steps)
         )  # fmt: skip
         self.head = conv(width, num_outputs, kernel=1, groups=len(scales))
-        for module in self.modules():
+        for module in self.modules():  # as published, where the encoder starts so too; here it starts as timm's do
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 for kernel in module.weight.data.chunk(module.groups):
                     nn.init.xavier_normal_(kernel)
