@@ -83,6 +83,11 @@ def test_both_start_as_the_identity(attention):
     assert torch.equal(attention(x), x)
 
 
+@pytest.mark.parametrize("attention", [PositionAttention(6, 2), ChannelAttention()])
+def test_both_are_counted_on_a_device_without_numbers(attention):
+    assert attention.to("meta")(torch.empty(1, 6, 3, 4, device="meta")).shape == (1, 6, 3, 4)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1)])
 def test_a_single_row_column_or_pixel_will_do(size):
     x = maps(1, 6, *size)

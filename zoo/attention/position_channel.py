@@ -4,6 +4,8 @@ Source: Fu et al. 2019, "Dual Attention Network for Scene Segmentation", arXiv 1
 Both start as the identity: what attention finds is weighed by gamma, which begins at 0.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,7 +52,8 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.unflatten(1, (self.groups, -1)).flatten(3)  # B, groups, channels, h * w
-        with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             exact = tokens.to(torch.promote_types(x.dtype, torch.float32))
             weights = (exact @ exact.mT).neg().softmax(dim=-1)
             found = weights @ exact
