@@ -24,10 +24,11 @@ from zoo.metrics import create_metrics
 from zoo.training.callbacks import Keep, Show, Tables
 from zoo.training.data import open_data
 from zoo.training.loader import train_loader
-from zoo.training.module import Training, create_optimizer
+from zoo.training.module import Training
+from zoo.training.optim import create_optimizer
 from zoo.training.recipe import load_recipe
-from zoo.training.run import create_trainer
 from zoo.training.surroundings import quiet
+from zoo.training.trainer import create_trainer
 
 
 class Clock(Callback):
@@ -67,7 +68,7 @@ def main() -> None:
 
     def bare() -> float:
         model.train()
-        optimizer = create_optimizer(model.parameters(), recipe.optimizer)
+        optimizer = create_optimizer(model, recipe.optimizer)
         batches = iter(loader)
         batch = next(batches)
         start = time.perf_counter()

@@ -1,7 +1,11 @@
-"""The one exception that a user's mistake raises, and the nearest right name for a wrong one."""
+"""The exceptions of a user's mistake and of being ended from outside, and the nearest right name for a wrong one."""
 
 import difflib
 from collections.abc import Iterable
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whoever runs the machine wants it back; the command line exits with 143."""
 
 
 class UserError(ValueError):

@@ -31,7 +31,7 @@ def shown(every, *, terminal):
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=120)
     show = Show(console, Tables(None), Keep(None, None), every=every)
-    trainer = SimpleNamespace(current_epoch=0, max_epochs=3, num_training_batches=10)
+    trainer = SimpleNamespace(current_epoch=0, global_step=0, max_epochs=3, num_training_batches=10)
     module = SimpleNamespace(mean_loss=lambda: 0.5)
     show.on_train_start(trainer, module)
     show.on_train_epoch_start(trainer, module)

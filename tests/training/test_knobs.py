@@ -17,7 +17,7 @@ from zoo.errors import UserError
 from zoo.metrics import create_metrics
 from zoo.metrics.segmentation import SegmentationMetrics
 from zoo.tasks import Segmentation
-from zoo.training import loggers
+from zoo.training import loggers, measure
 from zoo.training import run as runs
 from zoo.training.balance import balanced
 from zoo.training.data import PASSES, open_data
@@ -106,7 +106,7 @@ def test_an_average_is_validated_kept_and_tested(tmp_path):
     row = table(run)[epoch - 1]
     for name, value in measured(model, data).items():
         assert float(row[f"val/{name}"]) == pytest.approx(value, rel=1e-6)
-    assert runs.test(run) == {
+    assert measure.test(run) == {
         name: value for name, value in json.loads((run / "test.json").read_text())["test"].items() if name != "images"
     }
     other = load_model(plain).state_dict()

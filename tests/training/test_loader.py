@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 from zoo.errors import UserError
 from zoo.training import loader as loaders
-from zoo.training.loader import EpochSampler, Rates, eval_loader, train_loader
+from zoo.training.loader import EpochSampler, Rates, begin, eval_loader, train_loader
 
 
 class Numbers(Dataset):
@@ -50,6 +50,20 @@ def test_any_epoch_can_be_the_first_one_asked_for():
     data = Numbers([(8, 8)] * 10)
     both = passes(train_loader(data, batch_size=4, seed=3), [0, 1])
     assert passes(train_loader(data, batch_size=4, seed=3), [1]) == both[1:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("rates", [None, [1, 2, 3]])
+def test_a_pass_can_begin_in_the_midst_of_an_epoch_and_the_next_is_whole(workers, rates):
+    data = Numbers([(32, 32)] * 10)
+    whole = passes(train_loader(data, batch_size=4, seed=3, rates=rates), [1, 2])
+    loader = train_loader(data, batch_size=4, seed=3, rates=rates, num_workers=workers)
+    begin(loader, 1, 2)
+    assert len(loader) == 3 * len(rates or [1])
+    # Lightning sets the epoch only after it has asked for the first batches
+    first = [(p, v) for b in loader for p, v in zip(b["path"], b["image"][:, 0, 0, 0].tolist(), strict=True)]
+    assert first == whole[0][8:]
+    assert passes(loader, [2]) == whole[1:]
 
 
 def test_order_is_a_permutation_that_changes_with_epoch_and_seed():

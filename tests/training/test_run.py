@@ -17,7 +17,7 @@ from zoo.create import load_model
 from zoo.datasets.folder import FolderDataset
 from zoo.errors import UserError
 from zoo.metrics import create_metrics
-from zoo.training import callbacks
+from zoo.training import callbacks, measure
 from zoo.training import run as runs
 from zoo.training.callbacks import Keep
 from zoo.training.data import open_data
@@ -55,7 +55,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert run.parts[-3:] == ("runs", "discs", "1")
     assert sorted(path.name for path in run.iterdir()) == [
         *("config.json", "curves.png", "metrics.csv", "model.safetensors", "recipe.yaml", "report.html"),
-        *("run.json", "samples.png", "splits.json", "test.json", "timings.csv"),
+        *("run.json", "samples.png", "splits.json", "state", "test.json", "timings.csv"),
     ]
     for name in ("curves.png", "samples.png"):
         with Image.open(run / name) as image:
@@ -114,21 +114,21 @@ def test_the_resolved_recipe_reads_back_and_the_card_is_in_the_model(finished):
 def test_test_measures_a_split_and_writes_it_into_the_report(finished):
     run, _, _ = finished
     before = json.loads((run / "test.json").read_text())
-    assert runs.test(run) == {k: v for k, v in before["test"].items() if k != "images"}
+    assert measure.test(run) == {k: v for k, v in before["test"].items() if k != "images"}
     assert before["test"]["images"] == 2
-    runs.test(run, "val")
+    measure.test(run, "val")
     assert set(json.loads((run / "test.json").read_text())) == {"test", "val"}
     assert "Measured on the val split" in (run / "report.html").read_text()
     with pytest.raises(UserError, match=r"no split 'tset'.*'test'"):
-        runs.test(run, "tset")
+        measure.test(run, "tset")
 
 
 def test_the_same_data_in_other_words_are_the_runs_own(finished):
     run, recipe, _ = finished
     (run / "test.json").unlink()
-    runs.test(run, overrides=["--trainer.devices", "1", "--data.root", f"{recipe.data.root}/../discs/"])
+    measure.test(run, overrides=["--trainer.devices", "1", "--data.root", f"{recipe.data.root}/../discs/"])
     assert set(json.loads((run / "test.json").read_text())) == {"test"}
-    runs.test(run, "val", ["--trainer.limit_test_batches", "1"])  # not the whole split, so not the run's figure
+    measure.test(run, "val", ["--trainer.limit_test_batches", "1"])  # not the whole split, so not the run's figure
     assert set(json.loads((run / "test.json").read_text())) == {"test"}
 
 
@@ -136,13 +136,13 @@ def test_a_test_takes_no_key_of_the_training(finished):
     with pytest.raises(
         UserError, match=r"'seed' is the run's own; a test takes keys of data, trainer and protocol alone"
     ):
-        runs.test(finished[0], overrides=["--seed", "3"])
+        measure.test(finished[0], overrides=["--seed", "3"])
 
 
 def test_a_finished_run_can_be_measured_by_a_published_protocol_too(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
-    own, both = runs.test(run), runs.test(run, overrides=["--protocol", "pranet"])
+    own, both = measure.test(run), measure.test(run, overrides=["--protocol", "pranet"])
     assert {name: both[name] for name in own} == own
     assert {"dice_mean256", "e_max256", "s_measure", "weighted_f", "mae"} <= both.keys() - own.keys()
     assert all(0 <= value <= 1.001 for value in both.values())
@@ -166,7 +166,7 @@ def test_a_run_that_cannot_be_written_to_is_measured_all_the_same(finished, monk
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(runs.record, "write_json", refuse)
-    assert 0 <= runs.test(run)["mean_iou"] <= 1
+    assert 0 <= measure.test(run)["mean_iou"] <= 1
     told = capsys.readouterr().out
     assert "test: " in told
     assert "cannot be written to (Read-only file system)" in told
@@ -177,13 +177,13 @@ def test_images_that_come_after_the_training_change_no_split(tmp_path):
     data = write_discs(tmp_path / "discs", 12)
     run = runs.train(recipe_of(tmp_path, data, "--trainer.max_epochs", "1"), runs=tmp_path / "my runs")
     assert json.loads((run / "run.json").read_text())["commands"]["test it"] == f"zoo test '{run}'"
-    before = runs.test(run)
+    before = measure.test(run)
     write_discs(data, 40, first=12)
-    assert runs.test(run) == before
+    assert measure.test(run) == before
     [[_, image, _]] = json.loads((run / "splits.json").read_text())["test"]
     (data / image).unlink()
     with pytest.raises(UserError, match=rf"1 of the split 'test''s files are gone.*{image}.*splits\.json"):
-        runs.test(run)
+        measure.test(run)
 
 
 def test_other_data_are_read_as_the_model_reads_images(tmp_path, monkeypatch):
@@ -197,16 +197,16 @@ def test_other_data_are_read_as_the_model_reads_images(tmp_path, monkeypatch):
         "images: images/{name}.*\nmasks: masks/{name}.*\nvalues: grey\nnum_classes: 1\n"
     )
     other = ["--data.card", str(tmp_path / "mine.yaml"), "--data.root", str(data)]
-    assert runs.test(run, overrides=other) == runs.test(run)
+    assert measure.test(run, overrides=other) == measure.test(run)
 
 
 def test_on_other_data_test_leaves_the_run_alone(finished, tmp_path):
     run, _, _ = finished
     other = write_discs(tmp_path / "other", 12)
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
-    scores = runs.test(run, overrides=["--data.root", str(other)])
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    scores = measure.test(run, overrides=["--data.root", str(other)])
     assert 0 <= scores["mean_iou"] <= 1
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
 def test_classes_names_and_colours_go_from_the_card_into_the_model(tmp_path):
@@ -280,7 +280,7 @@ def test_without_held_out_images_the_run_says_so_and_keeps_the_last_epoch(tmp_pa
     assert json.loads((run / "run.json").read_text())["kept_epoch"] == 2
     assert "n = " not in (run / "report.html").read_text()
     with pytest.raises(UserError, match="neither a test nor a val split"):
-        runs.test(run)
+        measure.test(run)
 
 
 @pytest.mark.parametrize(("monitor", "best"), [("iou", [1, 2, 2, 2, 5, 5]), ("mae", [1, 2, 3, 3, 3, 3])])
@@ -411,7 +411,7 @@ def test_ctrl_c_while_a_split_is_measured_leaves_a_finished_run(tmp_path, monkey
     assert "notice" not in json.loads((run / "run.json").read_text())
     assert "The test split could not be measured: it was interrupted" in (run / "report.html").read_text()
     monkeypatch.undo()
-    runs.test(run)
+    measure.test(run)
     assert "could not be measured" not in (run / "report.html").read_text()
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import zoo
 from zoo.cli import catalogue, data, predict, train
 from zoo.cli import doctor as health
-from zoo.errors import UserError, nearest
+from zoo.errors import Terminated, UserError, nearest
 
 EXAMPLES = """\
 examples:
@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code.
 
-    0; 1 where some images failed or have problems; 2 for a user's mistake; 130 for Ctrl-C.
+    0; 1 where some images failed or have problems; 2 for a user's mistake; 130 for Ctrl-C; 143 for SIGTERM while it
+    trains or tests.
     """
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
@@ -53,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("zoo: The device's memory is full; use --device cpu, smaller images or a smaller batch.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("zoo: stopped.", file=sys.stderr)
-        return 130
+        return 143 if isinstance(error, Terminated) else 130
 
 
 def _run(argv: list[str]) -> int:

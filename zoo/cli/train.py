@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError, nearest
+from zoo.processes import is_first
 
 
 def add_train(commands: Any) -> Any:
@@ -12,8 +13,9 @@ def add_train(commands: Any) -> Any:
         "train",
         help="train a recipe; the run lies in runs/RECIPE/1, 2, ...",
         description="Train a recipe: a name of `zoo list recipes`, or a .yaml file. Every key of it can be set here.",
-        epilog="`zoo train RECIPE --help` lists a recipe's keys, what they do and their values.",
-        usage="zoo train RECIPE [--key value ...]",
+        epilog="`zoo train RECIPE --help` lists a recipe's keys, what they do and their values.\n"
+        "`zoo train --resume RUN` goes on with a run that was stopped; --resume_anyway with changed keys.",
+        usage="zoo train RECIPE [--key value ...]\n       zoo train --resume RUN [--resume_anyway] [--key value ...]",
     )
     command.add_argument("recipe", metavar="RECIPE", help="such as segmentation/demo, or a path to a .yaml")
     return command
@@ -33,10 +35,12 @@ def add_test(commands: Any) -> Any:
 
 
 def train(command: argparse.ArgumentParser, argv: list[str]) -> int:
-    """`zoo train RECIPE [--key value ...]`; with --help, the recipe's keys."""
+    """`zoo train RECIPE [--key value ...]`; with --help, the recipe's keys; with --resume, a run goes on."""
     if not argv or argv[0] in ("-h", "--help"):
         command.print_help()
         return 0 if argv else 2
+    if "--resume" in argv:
+        return _resume(argv)
     if argv[0].startswith("-"):
         raise UserError(f"{argv[0]!r} stands before the recipe; write `zoo train RECIPE {' '.join(argv[:2])}`.")
     from zoo.training.recipe import load_recipe
@@ -51,6 +55,21 @@ def train(command: argparse.ArgumentParser, argv: list[str]) -> int:
     return 0
 
 
+def _resume(argv: list[str]) -> int:
+    if argv[0] != "--resume" or len(argv) == 1 or argv[1].startswith("-"):
+        raise UserError(
+            "--resume stands in place of the recipe, before a run's folder: `zoo train --resume RUN [--key value ...]`."
+        )
+    from zoo.training.recipe import load_recipe
+
+    run, overrides = find_run(argv[1], "recipe.yaml"), [word for word in argv[2:] if word != "--resume_anyway"]
+    load_recipe(run / "recipe.yaml", overrides)  # a wrong key is told before anything slow is imported
+    from zoo.training.resume import resume
+
+    resume(run, overrides, anyway="--resume_anyway" in argv)
+    return 0
+
+
 def test(args: argparse.Namespace) -> int:
     """`zoo test RUN`: the figures of each split, and of each class."""
     from zoo.training.recipe import load_recipe
@@ -59,38 +78,42 @@ def test(args: argparse.Namespace) -> int:
     if not (path / "recipe.yaml").is_file():
         raise UserError(f"{args.path!r} holds no recipe.yaml, so it says nothing of data to test on; give a run.")
     load_recipe(path / "recipe.yaml", args.overrides)  # a wrong key is told before anything slow is imported
-    from zoo.training.run import test as test_run
+    from zoo.training.measure import test as test_run
 
     scores = test_run(path, args.split, args.overrides)  # prints each split's figures
     classes = {name: value for name, value in scores.items() if "iou/" in name}
     width = max(map(len, classes), default=0)
-    for name, value in classes.items():
+    for name, value in classes.items() if is_first() else ():
         print(f"{name:{width}}  {value:.4f}")
     return 0
 
 
-def find_run(name: str) -> Path:
+def find_run(name: str, file: str = "config.json") -> Path:
     """The folder of a run or checkpoint; of a recipe's folder, runs/RECIPE, its newest run that has a checkpoint.
 
+    file: what it must hold; a checkpoint's config.json, or the recipe.yaml that a run has from its start.
     Raises UserError with the runs that there are.
     """
     path = Path(name)
-    if (path / "config.json").is_file():
+    if (path / file).is_file():
         return path
-    numbered = [config.parent for config in path.glob("*/config.json") if config.parent.name.isdigit()]
+    numbered = [found.parent for found in path.glob(f"*/{file}") if found.parent.name.isdigit()]
     if numbered:
         newest = max(numbered, key=lambda run: int(run.name))
-        print(f"The newest run of {name}: {newest}")
+        if is_first():
+            print(f"The newest run of {name}: {newest}")
         return newest
-    runs = sorted(str(config.parent) for config in Path("runs").glob("**/config.json"))
+    runs = sorted(str(found.parent) for found in Path("runs").glob(f"**/{file}"))
     below = [run for run in runs if Path(run).is_relative_to(path)]
     there = below or runs
     known = (
         f" Runs here: {', '.join(there[-8:])}." if there else " Nothing has been trained here yet: `zoo train RECIPE`."
     )
-    what = f"{name!r} is no run or checkpoint (a folder with config.json and model.safetensors)"
-    if not path.exists():
-        what = f"There is no run or checkpoint {name!r} (a model's name alone has no trained weights)"
+    what = f"{name!r} is no run (a folder with {file})"
+    if file == "config.json":
+        what = f"{name!r} is no run or checkpoint (a folder with config.json and model.safetensors)"
+        if not path.exists():
+            what = f"There is no run or checkpoint {name!r} (a model's name alone has no trained weights)"
     raise UserError(f"{what}{nearest(name, runs) or '.'}{known}")
 
 

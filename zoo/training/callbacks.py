@@ -1,9 +1,11 @@
 """What happens beside the training: the progress a person sees, the two tables, and the best checkpoint.
 
-Lightning calls callbacks in the order given: Tables (which closes the epoch's sums), Keep, Progress.
+Lightning calls callbacks in the order given: Tables (which closes the epoch's sums), Keep, Show. What a resumed
+training has to know is in their `state_dict`.
 """
 
 import csv
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zoo.checkpoints.folder import WEIGHTS
 from zoo.files import aside
 from zoo.metrics import LESS_IS_BETTER
 from zoo.training.loader import processes
@@ -41,6 +44,14 @@ class Tables(Callback):
     def _reset(self, now: float) -> None:
         self.now, self.images, self.training, self.waiting, self.measuring = now, 0, 0.0, 0.0, 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        sums = (self.images, self.training, self.waiting, self.measuring)  # of the epoch so far
+        return {"metrics": self.metrics, "timings": self.timings, "sums": sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.metrics, self.timings = list(state_dict["metrics"]), list(state_dict["timings"])
+        self.images, self.training, self.waiting, self.measuring = state_dict["sums"]
+
     def _lap(self) -> float:
         before, self.now = self.now, time.perf_counter()
         return self.now - before
@@ -49,6 +60,9 @@ class Tables(Callback):
     def images_per_second(self) -> float:
         """Of all processes, in this epoch so far."""
         return self.images * processes()[1] / self.training if self.training else 0.0
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        self.now = time.perf_counter()  # resumed, the epoch's start is long ago
 
     def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
         self._reset(time.perf_counter())
@@ -112,13 +126,25 @@ class Keep(Callback):
     """Saves the model after each epoch whose `monitor` is the best so far, or after every epoch.
 
     monitor: a validation metric, more of which is better unless it is in LESS_IS_BETTER; None = every epoch, so that
-    the last one stays. epoch, score: of what is saved.
+    the last one stays. epoch, score: of what is saved. Where a resumed training finds another model than the one it
+    knows, saved by an epoch that is trained once more, the next epoch's takes its place.
     """
 
     def __init__(self, folder: Path | None, monitor: str | None):
         self.folder, self.monitor = folder, monitor
         self.epoch: int | None = None
         self.score = math.nan
+        self.saved = ""  # the checksum of the file
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "score": self.score, "saved": self.saved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epoch, self.score, self.saved = state_dict["epoch"], state_dict["score"], state_dict["saved"]
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        if self.folder and self.epoch is not None and self.saved != _checksum(self.folder / WEIGHTS):
+            self.score = math.nan
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         score = math.nan if self.monitor is None else module.scores.get(self.monitor, math.nan)
@@ -128,6 +154,14 @@ class Keep(Callback):
             self.epoch, self.score = trainer.current_epoch + 1, score
             if self.folder:
                 module.kept.save(self.folder)
+                self.saved = _checksum(self.folder / WEIGHTS)
+
+
+def _checksum(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Show(Callback):
@@ -137,17 +171,21 @@ class Show(Callback):
         self.console, self.tables, self.keep, self.every = console, tables, keep, every
         self.bar: Progress | None = None
         self.began = self.said = 0.0
+        self.before = (0, 0)  # epochs and steps of a training before it was resumed
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         self.began = self.said = time.perf_counter()
+        self.before = (trainer.current_epoch, trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
         self._start(f"epoch {trainer.current_epoch + 1}{_of(trainer.max_epochs)}", trainer.num_training_batches)
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
         done, total = index + 1, trainer.num_training_batches
+        if not self.bar:  # resumed in the midst of an epoch
+            self._start(f"epoch {trainer.current_epoch + 1}{_of(trainer.max_epochs)}", total)
         if self.bar:
-            self.bar.advance(self.bar.task_ids[0])
+            self.bar.update(self.bar.task_ids[0], completed=done)
         if not self._due(1.0 if self.bar else self.every) or done == total:
             return
         facts = f"loss {module.mean_loss():.4f}, {self.tables.images_per_second:.3g} images/s"
@@ -190,7 +228,7 @@ class Show(Callback):
             facts.append(f"{name} {module.scores[name]:.4f}{best}")
         facts.append(f"{timing['images_per_second']:.3g} images/s")
         facts.append(clock(timing["train_seconds"] + timing["val_seconds"]))
-        left = _left(trainer, time.perf_counter() - self.began)
+        left = _left(trainer, time.perf_counter() - self.began, self.before)
         if 0 < left < math.inf:
             facts.append(f"about {clock(left)} left")
         return f"epoch {row['epoch']}{_of(trainer.max_epochs)}: {', '.join(facts)}"
@@ -231,10 +269,17 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _left(trainer: Trainer, elapsed: float) -> float:
-    """Seconds to the first of the bounds on epochs, steps and time, at the speed so far; infinite without any."""
-    bounds = ((trainer.current_epoch + 1, trainer.max_epochs), (trainer.global_step, trainer.max_steps))
-    left = [elapsed / done * (bound - done) for done, bound in bounds if done and bound is not None and bound > 0]
+def _left(trainer: Trainer, elapsed: float, before: tuple[int, int] = (0, 0)) -> float:
+    """Seconds to the first of the bounds on epochs, steps and time, at the speed so far; infinite without any.
+
+    before: epochs and steps that `elapsed` doesn't cover.
+    """
+    done, bounds = (trainer.current_epoch + 1, trainer.global_step), (trainer.max_epochs, trainer.max_steps)
+    left = [
+        elapsed / (now - was) * (bound - now)
+        for now, was, bound in zip(done, before, bounds, strict=True)
+        if now > was and bound is not None and bound > 0
+    ]
     left += [t.time_remaining() or 0.0 for t in trainer.callbacks if isinstance(t, Timer)]  # type: ignore[attr-defined]
     return min(left, default=math.inf)
 

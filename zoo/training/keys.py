@@ -169,6 +169,8 @@ class Recipe:
     """training runs through torch.compile: minutes at the start, then faster; validation does not"""
     overfit: PositiveInt | None = None
     """train and validate on that many training images alone, unvaried: can they be learned?; null = all images"""
+    save_every: PositiveInt | None = 1000
+    """optimiser steps between two states to resume from, beside one at each epoch's end; null = at these alone"""
     seed: NonNegativeInt = 0
     """of everything random, up to 4294967295"""
 

@@ -3,7 +3,10 @@
 The sampler hands the data set keys (epoch, index); the data set seeds its transforms from them.
 """
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,15 +62,23 @@ class Batches(Sampler[list[tuple[int, int]]]):
     """The keys of `sampler` in batches; the last, smaller one is kept unless it is a single sample beside others.
 
     BatchNorm has no statistics of one pooled sample. Decided for the samples of this process, when they are counted:
-    a loader is built before the processes know of each other.
+    a loader is built before the processes know of each other. The length is that of a whole pass.
     """
 
     def __init__(self, sampler: EpochSampler, batch_size: int):
         self.sampler, self.batch_size = sampler, batch_size
+        self.first = 0
+
+    def begin(self, epoch: int, batch: int) -> None:
+        """Let the next pass be the rest of an epoch, from this batch on; passes after it are whole."""
+        self.sampler.set_epoch(epoch)
+        self.first = batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        keys = list(self.sampler)
-        return iter([keys[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))])
+        # a generator: torch asks twice for the first pass's iterator and uses the second
+        keys, first, self.first = list(self.sampler), self.first, 0
+        for i in range(first, len(self)):
+            yield keys[i * self.batch_size : (i + 1) * self.batch_size]
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.sampler), self.batch_size)
@@ -85,15 +96,18 @@ class Rates:
         if not rates or min(rates) <= 0:
             raise UserError(f"data.rates is {list(rates)}; give positive numbers such as [0.75, 1, 1.25], or null.")
         self.loader, self.rates = loader, tuple(rates)
+        self.first = 0  # of the rates of a resumed pass's first batch
 
     @property
     def batch_sampler(self) -> Any:
         return self.loader.batch_sampler  # where Lightning sets the epoch
 
     def __iter__(self) -> Iterator[Batch]:
+        first, self.first = self.first, 0
         for batch in self.loader:
-            for rate in self.rates:
+            for rate in self.rates[first:]:
                 yield batch if rate == 1 else rescaled(batch, rate)
+            first = 0
 
     def __len__(self) -> int:
         return len(self.loader) * len(self.rates)
@@ -136,6 +150,17 @@ def train_loader(
         **_workers(num_workers),
     )
     return Rates(loader, rates) if rates else loader
+
+
+def begin(loader: DataLoader[Batch] | Rates, epoch: int, batch: int) -> None:
+    """Let the next pass over a training loader be the rest of an epoch, from this batch on; passes after it are whole.
+
+    Both count from 0; each rate counts as a batch.
+    """
+    batches: Any = loader.batch_sampler
+    if isinstance(loader, Rates):
+        batch, loader.first = divmod(batch, len(loader.rates))
+    batches.begin(epoch, batch)
 
 
 def eval_loader(
@@ -208,12 +233,25 @@ def _workers(number: int) -> dict[str, Any]:
         num_workers=number,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=number > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
     )
 
 
-def _one_thread(worker: int) -> None:
-    """A worker is one of many: threads inside each of them would fight for the same cores."""
+def _begin_worker(worker: int) -> None:
+    """A worker is one of many: threads inside each of them would fight for the same cores.
+
+    And it reads on until the training process ends it: Ctrl-C, and a scheduler's SIGTERM, reach all of them at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -78,7 +78,7 @@ class Training(LightningModule):
         options = {} if self.class_weights is None else {"class_weights": self.class_weights}
         terms: dict[str, Tensor] = self.model.task.loss(outputs, batch, self.weights, decoder_weights=own, **options)
         values, count = torch.stack([value.detach().float() for value in terms.values()]), len(batch["image"])
-        if self._sums is None:
+        if self._sums is None or self._names != list(terms):
             self._names, self._sums = list(terms), values.new_zeros(len(values) + 1)
         self._sums[:-1] += values * count
         self._sums[-1] += count
@@ -118,6 +118,25 @@ class Training(LightningModule):
                 f" lower optimizer.lr (now {self.optimizer.lr:g}) or set --trainer.gradient_clip_val 1."
             )
         self.terms = {name: value / count for name, value in zip(self._names, sums, strict=True)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Every process's sums of the epoch so far."""
+        sums = None if self._sums is None else self._sums[None]
+        if sums is not None and processes()[1] > 1:
+            every = [torch.empty_like(sums) for _ in range(processes()[1])]
+            torch.distributed.all_gather(every, sums)
+            sums = torch.cat(every)
+        checkpoint["terms"] = {"names": self._names, "sums": sums}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._names, sums = checkpoint["terms"]["names"], checkpoint["terms"]["sums"]
+        if sums is not None:
+            rank = processes()[0]
+            self._sums = sums[rank] if rank < len(sums) else torch.zeros_like(sums[0])
+
+    def on_train_start(self) -> None:
+        if self._sums is not None:
+            self._sums = self._sums.to(self.device)  # a resumed epoch's come from the CPU
 
     def validation_step(self, batches: list[Batch], index: int) -> None:
         self._measure(self.kept, batches)

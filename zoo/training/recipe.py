@@ -192,7 +192,7 @@ def _build(raw: dict[str, Any]) -> Recipe:
     """Types checked and defaults filled in."""
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_class_arguments(Recipe, None)
-    given = {key: value for key, value in raw.items() if value is not None or key in ("loss", "monitor")}
+    given = {key: value for key, value in raw.items() if value is not None or key in ("loss", "monitor", "save_every")}
     try:
         resolved = _plain(parser.parse_object(given).as_dict())
     except (ArgumentError, TypeError) as error:

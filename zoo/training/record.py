@@ -25,9 +25,11 @@ from zoo.report.page import read_table, write_page
 from zoo.training.callbacks import METRICS, Keep, Tables
 from zoo.training.data import Splits
 from zoo.training.keys import Recipe
+from zoo.training.state import State
 from zoo.training.surroundings import one_line
 
 SAMPLES = 6
+SPLITS = "splits.json"
 LEARNED = 0.9  # of the monitor, from which on few images count as learned
 
 Scores = Mapping[str, float]
@@ -62,6 +64,7 @@ def facts_of(recipe: Recipe, data: Splits, model: Model, folder: Path | None) ->
         "environment": _environment(),
         "commands": {
             "train this again": f"zoo train {shlex.quote(f'{folder}/recipe.yaml')}",
+            "go on": f"zoo train --resume {shlex.quote(str(folder))}",
             "test it": f"zoo test {shlex.quote(str(folder))}",
             "use it": f"zoo predict {shlex.quote(str(folder))} IMAGE -o OUT",
         },
@@ -102,16 +105,25 @@ def told(split: str, scores: Scores) -> str:
 
 
 def leave(
-    folder: Path, facts: dict[str, Any], keep: Keep, tables: Tables, error: BaseException, console: Console
+    folder: Path,
+    facts: dict[str, Any],
+    keep: Keep,
+    tables: Tables,
+    state: State,
+    error: BaseException,
+    console: Console,
 ) -> None:
-    """What an unfinished run leaves: nothing before its first checkpoint, else what was saved and a word on it."""
-    if keep.epoch is None:
+    """What an unfinished run leaves: nothing where nothing was saved yet, else what was saved and a word on it."""
+    if keep.epoch is None and not state.saved:
         shutil.rmtree(folder, ignore_errors=True)
         if facts:  # else nobody has heard of the folder yet
             console.print(f"Nothing was saved yet, so {folder} is gone.")
         return
     what = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"ended with an error ({one_line(error)})"
-    notice = f"This training {what} in epoch {len(tables.metrics) + 1}; the checkpoint is epoch {keep.epoch}'s."
+    there = f"the checkpoint is epoch {keep.epoch}'s" if keep.epoch else "there is no checkpoint yet"
+    notice = f"This training {what} in epoch {len(tables.metrics) + 1}; {there}."
+    if state.saved:
+        notice += f" `{facts['commands']['go on']}` goes on after step {state.saved}."
     try:
         write_json(folder / "run.json", facts | {"notice": notice, "kept_epoch": keep.epoch})
         draw_curves(folder, keep)

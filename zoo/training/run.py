@@ -1,31 +1,31 @@
-"""A run: a recipe trained into a folder with the checkpoint, the tables, the figures and the report; and its test.
+"""A run: a recipe trained into a folder with the checkpoint, the tables, the figures and the report.
 
 runs/<recipe>/<n>/ holds recipe.yaml (resolved), splits.json (which images were in which split), model.safetensors +
-config.json, metrics.csv, timings.csv, test.json, curves.png, samples.png, report.html, and run.json: what the report
-says beside these.
+config.json, metrics.csv, timings.csv, test.json, curves.png, samples.png, report.html, run.json: what the report says
+beside these; and state/, which a training is resumed from.
 """
 
 import copy
 import math
 import shlex
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback
 from rich.console import Console
 
 from zoo.checkpoints import folder as checkpoint
-from zoo.create import create_model, load_model
+from zoo.create import create_model
 from zoo.datasets.card import Card
 from zoo.errors import UserError, nearest
 from zoo.files import aside
 from zoo.metrics import LESS_IS_BETTER, create_metrics
 from zoo.model import Model
+from zoo.processes import is_first
 from zoo.report.page import write_page
 from zoo.training import record
 from zoo.training.balance import class_weights
@@ -34,93 +34,30 @@ from zoo.training.data import PASSES, Splits, open_data
 from zoo.training.keys import Recipe
 from zoo.training.loader import check_measurable, train_loader
 from zoo.training.loggers import create_logger
+from zoo.training.measure import measure
 from zoo.training.module import Training
 from zoo.training.optim import create_optimizer, create_schedule
-from zoo.training.recipe import load_recipe
-from zoo.training.surroundings import create_console, interruptible, is_first, one_line, quiet, sentences
+from zoo.training.state import STATE, Past, State, keep_newest
+from zoo.training.surroundings import create_console, interruptible, one_line, quiet, sentences
+from zoo.training.trainer import create_trainer, effective_batch
 
 EPOCHS = 20  # where a recipe bounds neither epochs, steps nor time
-SPLITS = "splits.json"
 
 
 def train(recipe: Recipe, *, runs: str | Path = "runs") -> Path:
     """Train a recipe, test what is kept, and write the report; returns the run's folder, runs/<recipe>/<n>.
 
-    After an interruption the folder keeps what was saved and says so; a run that ends with an error before its first
-    epoch leaves no folder; where only a test fails, the run is finished and says which. Raises UserError for what is
-    wrong in the recipe or its data.
+    After an interruption the folder keeps what was saved and says so (`resume` goes on from there); a run that ends
+    with an error before anything was saved leaves no folder; where only a test fails, the run is finished and says
+    which. Raises UserError for what is wrong in the recipe or its data.
     """
+    return carry_out(recipe, Path(runs))
+
+
+def carry_out(recipe: Recipe, runs: Path, past: Past | None = None) -> Path:
+    """Train a recipe in a new folder of `runs`, or, where there is a past, go on from it in its own."""
     with quiet(), sentences(recipe), interruptible():
-        return _train(copy.deepcopy(recipe), Path(runs), create_console())
-
-
-def test(
-    run: str | Path,
-    split: str | None = None,  # noqa: PT028
-    overrides: Iterable[str] = (),  # noqa: PT028
-) -> dict[str, float]:
-    """The metrics of a run's model on a split of its data; also written to test.json and into the report.
-
-    split: None = every split beside train and val (then, of several, each metric's name opens with "<split>/"), or val
-    where there is none. overrides: recipe keys as on the command line, such as "--data.root", "elsewhere/"; of data,
-    trainer and protocol alone. Measured on other data, nothing in the run's folder changes.
-    """
-    folder = Path(run)
-    own, recipe = (load_recipe(folder / "recipe.yaml", words) for words in ((), list(overrides)))
-    for key in (f.name for f in fields(Recipe)):
-        if key not in ("data", "trainer", "protocol") and getattr(own, key) != getattr(recipe, key):
-            raise UserError(
-                f"The recipe key {key!r} is the run's own; a test takes keys of data, trainer and protocol alone."
-            )
-    same = _measured(own) == _measured(recipe)
-    with quiet(), sentences(recipe), interruptible():
-        console = create_console()
-        model = load_model(folder)
-        data = open_data(
-            recipe,
-            channels=model.config["in_channels"],
-            intensity=model.config["intensity"] or {},
-            names=(record.read_json(folder / SPLITS) if same else None) or None,
-        )
-        chosen = [split] if split else data.test_splits
-        if not chosen:
-            raise UserError(f"The data {data.card.name!r} has neither a test nor a val split; give --split train.")
-        for name in chosen:
-            data.check_split(name)
-        module = Training(model, create_metrics(model.task, recipe.protocol))
-        show = Show(console, Tables(None), Keep(None, None))
-        trainer = create_trainer({k: v for k, v in recipe.trainer.items() if k in EVALUATION_KEYS}, [show])
-        found = {}
-        for name in chosen:
-            found[name] = _measure(trainer, module, data, name)
-            console.print(record.told(name, found[name]))
-        if same and trainer.is_global_zero:
-            try:
-                record.write_json(folder / "test.json", record.read_json(folder / "test.json") | found)
-                console.print(f"The report is {write_page(folder)}")
-            except OSError as error:
-                console.print(f"{folder} cannot be written to ({error.strerror}), so its report is as it was.")
-    plain = {name: {k: v for k, v in scores.items() if k != "images"} for name, scores in found.items()}
-    if len(plain) == 1:
-        return next(iter(plain.values()))
-    return {f"{name}/{key}": value for name, scores in plain.items() for key, value in scores.items()}
-
-
-EVALUATION_KEYS = (
-    "accelerator",
-    "strategy",
-    "devices",
-    "num_nodes",
-    "limit_test_batches",
-    "deterministic",
-    "benchmark",
-)
-
-
-def _measured(recipe: Recipe) -> tuple[Any, ...]:
-    """What decides on which images a test is: equal for equal figures."""
-    root = recipe.data.root and Path(recipe.data.root).expanduser().resolve()
-    return recipe.data.card, root, recipe.trainer.get("limit_test_batches")
+        return _train(copy.deepcopy(recipe), runs, past, create_console())
 
 
 def new_folder(parent: Path) -> Path:
@@ -144,17 +81,28 @@ def new_folder(parent: Path) -> Path:
         ) from None
 
 
-def _train(recipe: Recipe, runs: Path, console: Console) -> Path:
+def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> Path:
     if all(recipe.trainer.get(key) is None for key in ("max_epochs", "max_steps", "max_time")):
         recipe.trainer["max_epochs"] = EPOCHS
-    data = open_data(recipe, channels=recipe.model.get("in_channels"))
+    names = record.read_json(past.folder / record.SPLITS) if past else None
+    data = open_data(recipe, channels=recipe.model.get("in_channels"), names=names)
     data.check_split("train")
     if data.card.found:
         console.print(data.card.found)
         # a later test, perhaps of another folder, is to read masks as this training does
         looked = {"values": data.card.values, "num_classes": data.card.num_classes}
         recipe.data.card = {**recipe.data.card, **looked}
-    folder = new_folder(runs / recipe.name) if is_first() else None  # now, lest a long training finds no place
+    loader = train_loader(
+        data.training(),
+        batch_size=recipe.data.batch_size,
+        num_workers=recipe.data.num_workers,
+        seed=recipe.seed,
+        rates=recipe.data.rates,
+    )
+    folder = None
+    if is_first():  # a new one now, lest a long training finds no place
+        folder = past.folder if past else new_folder(runs / recipe.name)
+    state = State(folder, loader, every=recipe.save_every, seed=recipe.seed, changed=bool(past and past.changed))
     tables, keep, facts = Tables(folder), Keep(folder, None), dict[str, Any]()
     try:
         with sentences(recipe), interruptible():
@@ -165,8 +113,11 @@ def _train(recipe: Recipe, runs: Path, console: Console) -> Path:
             metrics = create_metrics(model.task, recipe.protocol)
             keep.monitor = _monitor(recipe, data, metrics)
             stop = _early_stopping(recipe, keep.monitor)
-            callbacks = [tables, keep, Show(console, tables, keep), *stop]
+            start = LambdaCallback(on_train_start=lambda *_: _write_start(folder, recipe, data, facts))
+            callbacks = [tables, keep, state, start, Show(console, tables, keep), *stop]
             trainer = create_trainer(recipe.trainer, callbacks, create_logger(recipe.trainer.get("logger"), folder))
+            if effective := effective_batch(trainer, recipe.data.batch_size):
+                console.print(f"Note: {effective}")
             for split in data.images.keys() - {"train"}:
                 check_measurable(data.images[split], trainer.world_size)
             # what Lightning would only find out once the training has begun
@@ -185,30 +136,23 @@ def _train(recipe: Recipe, runs: Path, console: Console) -> Path:
                 channels_last=recipe.channels_last,
                 compile=recipe.compile,
             )
-            loader = train_loader(
-                data.training(),
-                batch_size=recipe.data.batch_size,
-                num_workers=recipe.data.num_workers,
-                seed=recipe.seed,
-                rates=recipe.data.rates,
-            )
             held_out = data.eval_loader("val") if "val" in data.pairs else None
             facts |= record.facts_of(recipe, data, model, folder)
-            if folder:
-                _write_start(folder, recipe, data, facts)
+            if past:
+                facts |= {"told": [*facts["told"], *past.told], "resumed": past.told}
             for logger in trainer.loggers:
                 logger.log_hyperparams(asdict(recipe))
             what, on = record.describe(recipe, data, model)
             console.print(f"Training {what}, on {on}.\nThe run lies in {folder}")
-            trainer.fit(module, loader, held_out)
+            trainer.fit(module, loader, held_out, ckpt_path=past.state if past else None)
             if keep.epoch is None:
                 raise UserError(
                     "The training made no step, so there is nothing to keep; raise what the trainer sets of max_epochs,"
                     " max_steps, max_time and limit_train_batches."
                 )
     except BaseException as error:
-        if folder:
-            record.leave(folder, facts, keep, tables, error, console)
+        if folder and (state.began or not past):
+            record.leave(folder, facts, keep, tables, state, error, console)
         raise
     folder = Path(trainer.strategy.broadcast(str(folder)))  # only the first process has made one
     model.load_state_dict(checkpoint.read(folder)[1])
@@ -216,11 +160,14 @@ def _train(recipe: Recipe, runs: Path, console: Console) -> Path:
         facts["told"].append(record.ended(recipe.early_stopping.patience, keep.monitor, len(tables.metrics)))
     if recipe.overfit:
         facts["told"].append(record.learned(data.images["train"], keep, tables.metrics))
-    facts |= {"told": [*facts["told"], record.kept(keep)], "kept_epoch": keep.epoch}
+    facts |= {"told": [*facts["told"], record.kept(keep)], "kept_epoch": keep.epoch, "finished": True}
+    facts["commands"]["prolong it"] = f"{facts['commands'].pop('go on')} --resume_anyway --trainer.max_epochs N"
     if trainer.is_global_zero:  # finished, whatever a test may still find
         record.write_json(folder / "run.json", facts)
         record.draw_curves(folder, keep)
         write_page(folder)
+        size = keep_newest(folder, 1)
+        console.print(f"{folder / STATE} ({size / 1e6:.0f} MB) is there to prolong it; it may be deleted.")
     for line in facts["told"][1:]:
         console.print(line)
     _finish(folder, recipe, data, trainer, module, facts, console)
@@ -241,7 +188,7 @@ def _finish(
     try:
         with sentences(recipe), interruptible():
             for split in data.test_splits:
-                found[split] = _measure(trainer, module, data, split)
+                found[split] = measure(trainer, module, data, split)
                 console.print(record.told(split, found[split]))
             if trainer.is_global_zero:
                 split = (data.test_splits or ["train"])[0]
@@ -265,11 +212,15 @@ def _finish(
             console.print(f"The report is {write_page(folder)}")
 
 
-def _write_start(folder: Path, recipe: Recipe, data: Splits, facts: dict[str, Any]) -> None:
+def _write_start(folder: Path | None, recipe: Recipe, data: Splits, facts: dict[str, Any]) -> None:
+    """What the folder holds from the first step on; once a state is read, lest one that doesn't fit changes a run."""
+    if folder is None:
+        return
+    (folder / "test.json").unlink(missing_ok=True)  # of a run that is prolonged
     with aside(folder / "recipe.yaml") as temporary:
         command = f"# zoo train {shlex.quote(str(folder / 'recipe.yaml'))}\n"
         temporary.write_text(command + recipe.to_yaml(), encoding="utf-8")
-    record.write_json(folder / SPLITS, data.names())
+    record.write_json(folder / record.SPLITS, data.names())
     record.write_json(folder / "run.json", facts | {"notice": "This training has not ended yet."})
 
 
@@ -340,25 +291,3 @@ def _early_stopping(recipe: Recipe, monitor: str | None) -> list[EarlyStopping]:
     # a metric without a value is no better, but no reason to stop at once
     bounds = dict(patience=options.patience, min_delta=options.min_delta, check_finite=False)
     return [EarlyStopping(f"val/{monitor}", mode=mode, **bounds)]
-
-
-def create_trainer(options: dict[str, Any], callbacks: list[Any], logger: Any = False) -> Trainer:
-    """Lightning's Trainer with a run's defaults under the recipe's `trainer`; on all devices unless it says otherwise.
-
-    Raises UserError where the keys don't fit.
-    """
-    gpu = torch.cuda.is_available() and options.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-    defaults = {"precision": "16-mixed" if gpu else "32-true"}
-    own = dict(
-        callbacks=callbacks, logger=logger, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    try:
-        return Trainer(**{**defaults, **options, **own})
-    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"The recipe's trainer keys do not fit: {one_line(error)}") from None
-
-
-def _measure(trainer: Trainer, module: Training, data: Splits, split: str) -> dict[str, float]:
-    trainer.test(module, data.eval_loader(split), verbose=False)
-    return {"images": module.images, **module.scores}

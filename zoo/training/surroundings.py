@@ -1,26 +1,22 @@
 """What surrounds a training: one process that speaks, libraries that keep quiet, and errors as sentences."""
 
 import logging
-import os
 import re
 import signal
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from safetensors import SafetensorError
 
-from zoo.errors import UserError
+from zoo.errors import Terminated, UserError
+from zoo.processes import is_first
 from zoo.training.keys import Recipe
-
-
-def is_first() -> bool:
-    """Whether this is the process that writes and speaks, known before the processes have found each other."""
-    return not any(int(os.environ.get(key) or 0) for key in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def create_console() -> Console:
@@ -36,6 +32,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(lightning|torchmetrics)(\.|$)")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # its sampler is
         warnings.filterwarnings("ignore", message=".*`lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`.*")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -48,17 +45,27 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C stays a KeyboardInterrupt: Lightning turns it into exit code 1 and ignores further ones."""
-    main, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGINT)
+    """Ctrl-C stays a KeyboardInterrupt, and SIGTERM becomes one that is Terminated.
+
+    Lightning turns the one into exit code 1 and ignores further ones, and the other into exit code 0.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        if main:
+            signal.signal(signal.SIGTERM, _terminate)
         yield
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
+            raise type(error.__context__) from None
         raise
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items() if main else ():
+            signal.signal(number, handler)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
 
 
 @contextmanager
@@ -84,6 +91,10 @@ def sentences(recipe: Recipe) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         last = one_line(error).rpartition("Error: ")[2]
         raise UserError(f"A file could not be written or read ({last}); make room, or see who may use it.") from error
+    except ValueError as error:
+        if "loaded state dict" in str(error):
+            raise UserError(OTHER_STATE.format(one_line(error))) from None
+        raise
     except RuntimeError as error:
         for sign, told in RUNTIME_ERRORS.items():
             if re.search(sign, str(error)):
@@ -95,7 +106,12 @@ NO_WORKERS = (
     "A process that reads images was killed, mostly for lack of memory, or of shared memory (/dev/shm) in a container;"
     " set --data.num_workers 0, or lower data.batch_size."
 )
+OTHER_STATE = (
+    "The run's state does not fit the changed recipe ({0}); start a new run, from the run's weights if you like:"
+    " --model.weights RUN."
+)
 RUNTIME_ERRORS = {
+    r"Error\(s\) in loading state_dict": OTHER_STATE,
     r"DataLoader worker \(pid": NO_WORKERS,
     r"Bus error|shared memory|unable to (write to|open) file": NO_WORKERS,
     r"deterministic": "trainer.deterministic is set, but a part of this training has no deterministic form on this"
