@@ -1,14 +1,14 @@
 """What `zoo show` tells of a model, a decoder or an encoder; builds it without weights to count."""
 
-import warnings
+from collections.abc import Callable
 from typing import Any
 
 import timm
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from zoo.encoders.probe import without_memory
 from zoo.registry import DECODERS, ENCODERS, MODELS, Entry
 
 Facts = list[tuple[str, str]]
@@ -30,7 +30,8 @@ def facts(name: str) -> Facts:
 
 
 def _model(name: str) -> Facts:
-    entry, model = MODELS.entries[name], _on_meta(lambda: zoo.create_model(name))
+    entry = MODELS.entries[name]
+    model, counted = _counted(lambda: zoo.create_model(name))
     config = model.config
     size = tuple(config["input_size"] or (SIDE, SIDE))
     return [
@@ -41,12 +42,13 @@ def _model(name: str) -> Facts:
         ("options", _options(config["encoder"] | config["decoder"]) or "none"),
         ("classes", str(config["num_classes"])),
         ("image", f"any size, resized to {size[0]}x{size[1]} inside" if config["input_size"] else "any size"),
-        *_counted(model, size, config["in_channels"]),
+        *counted,
     ]
 
 
 def _decoder(name: str) -> Facts:
-    entry, model = DECODERS.entries[name], _on_meta(lambda: zoo.create_model(name, encoder="resnet34"))
+    entry = DECODERS.entries[name]
+    model, counted = _counted(lambda: zoo.create_model(name, encoder="resnet34"))
     return [
         ("decoder", f"{name}: {entry.summary}"),
         *_source(entry),
@@ -54,14 +56,14 @@ def _decoder(name: str) -> Facts:
         ("strides", ", ".join(map(str, model.encoder.strides))),
         ("options", _options(model.config["decoder"]) or "none"),
         ("counted", "on resnet34, one class"),
-        *_counted(model, (SIDE, SIDE), 3),
+        *counted,
     ]
 
 
 def _encoder(name: str) -> Facts:
     from zoo.encoders import create_encoder
 
-    encoder = _on_meta(lambda: create_encoder({"name": name}, in_channels=3, strides=STRIDES, weights=None))
+    encoder, counted = _counted(lambda: create_encoder({"name": name}, in_channels=3, strides=STRIDES, weights=None))
     found: Facts = [("encoder", name)]
     if name in ENCODERS.entries:
         found += _source(ENCODERS.entries[name])
@@ -74,7 +76,7 @@ def _encoder(name: str) -> Facts:
     found += [
         ("channels", f"{', '.join(map(str, encoder.channels))} at strides {', '.join(map(str, encoder.strides))}")
     ]
-    return found + _counted(encoder, (SIDE, SIDE), 3)
+    return found + counted
 
 
 def _source(entry: Entry) -> Facts:
@@ -88,27 +90,22 @@ def _options(part: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in part.items() if key != "name")
 
 
-def _on_meta(build: Any) -> Any:
-    """What `build` makes, without memory for weights where that works: some nets compute with theirs when built."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with torch.device("meta"):
-                return build().eval()
-        except (NotImplementedError, RuntimeError):
-            return build().eval()
+def _counted(build: Callable[[], Any]) -> tuple[Any, Facts]:
+    """What `build` makes, in eval mode, and its parameters and MACs (half of what torch's counter calls FLOPs)."""
 
+    def count() -> tuple[Any, tuple[int, int], int]:
+        module = build().eval()
+        config = getattr(module, "config", {})
+        height, width = config.get("input_size") or (SIDE, SIDE)
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            module(torch.zeros(1, config.get("in_channels", 3), height, width))
+        return module, (height, width), counter.get_total_flops()
 
-def _counted(module: nn.Module, size: tuple[int, int], channels: int) -> Facts:
-    """Parameters, of the parts too, and MACs: half of what torch's counter calls FLOPs."""
+    module, (height, width), flops = without_memory(count)
     parts = {key: sum(p.numel() for p in part.parameters()) for key, part in module.named_children()}
     total = sum(p.numel() for p in module.parameters())
     shares = [f"{key} {parts[key] / 1e6:.2f} M" for key in ("encoder", "decoder") if key in parts]
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, channels, *size, device=device)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        module(image)
-    return [
+    return module, [
         ("parameters", f"{total / 1e6:.2f} M" + (f" ({', '.join(shares)})" if shares else "")),
-        ("MACs", f"{counter.get_total_flops() / 2e9:.2f} G at {size[0]}x{size[1]}"),
+        ("MACs", f"{flops / 2e9:.2f} G at {height}x{width}"),
     ]

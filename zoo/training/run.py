@@ -251,6 +251,9 @@ def _notes(recipe: Recipe, data: Splits, model: Model) -> Iterator[str]:
             f"the model resizes every image to {record.by(model.input_size)} when it answers, but trains on"
             f" {record.by(size)}; set data.size or model.input_size to make them equal."
         )
+    plan = getattr(model.encoder, "plan", None)
+    if plan and plan.size:
+        yield f"{plan.name} takes images of {record.by(plan.size)} alone, so every image is resized to that inside it."
     if data.images["train"] < recipe.data.batch_size and not recipe.overfit:
         yield f"there are but {data.images['train']} training images, so batches are of that size."
     if recipe.overfit:
