@@ -112,13 +112,12 @@ class Pyramid(nn.Module):
         if plan.multiple == plan.min_side == 1:
             return image
         below, right = (
-            ceil(side, plan.multiple) * plan.multiple - side if side > plan.min_side else plan.min_side - side
-            for side in image.shape[-2:]
+            torch.sym_max(ceil(side, plan.multiple) * plan.multiple, plan.min_side) - side for side in image.shape[-2:]
         )
         # not asked while a program is traced: the answer would fix a height and width that are left open
         if not torch.compiler.is_compiling() and below == right == 0:
             return image
-        return F.pad(image, (0, right, 0, below))
+        return F.pad(image, (0, right, 0, below))  # type: ignore[arg-type]  # SymInt while a program is traced
 
     def fit(self, x: Tensor, tap_stride: float, stride: int, height: int, width: int) -> Tensor:
         """A map of stride `tap_stride` as the level of `stride` of an image of height x width."""
@@ -127,7 +126,8 @@ class Pyramid(nn.Module):
         if plan.size:  # its cells cover the whole image, in whatever proportion
             return resample(x, size)
         r = round(tap_stride)
-        if plan.multiple > 1 or height < plan.min_side or width < plan.min_side:
+        # not asked of open sizes: of an image that was not padded this takes the whole map
+        if plan.multiple > 1 or torch.compiler.is_compiling() or height < plan.min_side or width < plan.min_side:
             x = x[..., : ceil(height, r), : ceil(width, r)]
         if r == stride and plan.rounds_up:
             return x
