@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zoo.checkpoints.export import export
     from zoo.create import (
         convert_weights,
         create_model,
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
         list_encoders,
         list_models,
         load_model,
+        load_program,
     )
     from zoo.errors import UserError
     from zoo.model import Model
@@ -22,6 +24,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "create_model": "zoo.create",
     "load_model": "zoo.create",
+    "load_program": "zoo.create",
+    "export": "zoo.checkpoints.export",
     "convert_weights": "zoo.create",
     "list_models": "zoo.create",
     "list_encoders": "zoo.create",
@@ -42,10 +46,12 @@ __all__ = [
     "__version__",
     "convert_weights",
     "create_model",
+    "export",
     "list_decoders",
     "list_encoders",
     "list_models",
     "load_model",
+    "load_program",
     "register_decoder",
     "register_encoder",
     "register_model",

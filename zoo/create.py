@@ -15,7 +15,9 @@ import zoo.tasks  # noqa: F401
 from zoo import encoders
 from zoo.checkpoints import folder as checkpoint
 from zoo.checkpoints.convert import convert
+from zoo.checkpoints.programs import open_program
 from zoo.errors import UserError, nearest
+from zoo.inference.program import Program
 from zoo.model import Model
 from zoo.registry import (
     DECODERS,
@@ -133,6 +135,19 @@ def load_model(path: str | Path) -> Model:
     model = create_model(**config)
     model.load_state_dict(convert(SAME, state, _shapes(model), what=f"The weights in {str(path)!r}"))
     return model.eval()
+
+
+def load_program(path: str | Path, *, device: str | None = None) -> Program:
+    """The program of a .onnx or .pt2 file that `zoo.export` wrote; it predicts as its model does.
+
+    device: where to compute, by default a CUDA GPU where the runtime (ONNX Runtime, torch) has one, else the CPU.
+    Raises UserError where there is none, where it is damaged or not of visionzoo, and where its runtime is missing.
+    """
+    opened = open_program(path, device)
+    config = opened.facts["config"]
+    spec = _part("task", config["task"])
+    task = _build(TASKS.find(spec["name"]), spec, config["num_classes"])
+    return Program(opened.facts, opened.run, task, opened.device)
 
 
 def convert_weights(name: str, state_dict: Mapping[str, Tensor], **overrides: Any) -> dict[str, Tensor]:

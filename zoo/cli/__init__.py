@@ -1,4 +1,4 @@
-"""The command line: train, test, predict, data, list, show, copy, doctor. Each imports what it needs, when it does."""
+"""The command line: train, test, predict, export, data, list, show, copy, doctor; each imports what it needs."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import zoo
-from zoo.cli import catalogue, data, predict, train
+from zoo.cli import catalogue, data, export, predict, train
 from zoo.cli import doctor as health
 from zoo.errors import Terminated, UserError, nearest
 
@@ -19,6 +19,7 @@ examples:
   zoo train segmentation/unet_folder --help       every key, what it does and its value
   zoo test runs/segmentation/unet_folder/1
   zoo predict runs/segmentation/unet_folder/1 photo.jpg more_photos/ -o predictions/
+  zoo export runs/segmentation/unet_folder/1 -o model.onnx
 """
 
 
@@ -92,6 +93,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         "train": train.add_train(commands),
         "test": train.add_test(commands),
         "predict": predict.add(commands),
+        "export": export.add(commands),
         "data": data.add(commands, Parser),
         "list": catalogue.add_list(commands),
         "show": catalogue.add_show(commands),

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from zoo.checkpoints.export import cuts_windows, only_fixed
 from zoo.encoders.probe import without_memory
 from zoo.registry import DECODERS, ENCODERS, MODELS, Entry
 
@@ -15,6 +16,7 @@ Facts = list[tuple[str, str]]
 
 SIDE = 224  # of the image MACs are counted on, where a model has no size of its own
 STRIDES = (4, 8, 16, 32)
+FIXED = "fixed size alone (zoo export --size HxW)"
 
 
 def part_names() -> list[str]:
@@ -42,6 +44,7 @@ def _model(name: str) -> Facts:
         ("options", _options(config["encoder"] | config["decoder"]) or "none"),
         ("classes", str(config["num_classes"])),
         ("image", f"any size, resized to {size[0]}x{size[1]} inside" if config["input_size"] else "any size"),
+        ("export", FIXED if only_fixed(model) else "any size"),
         *counted,
     ]
 
@@ -55,6 +58,7 @@ def _decoder(name: str) -> Facts:
         ("tasks", ", ".join(entry.tasks) or "all"),
         ("strides", ", ".join(map(str, model.encoder.strides))),
         ("options", _options(model.config["decoder"]) or "none"),
+        ("export", FIXED if only_fixed(model) else "any size, where its encoder takes one"),
         ("counted", "on resnet34, one class"),
         *counted,
     ]
@@ -76,6 +80,7 @@ def _encoder(name: str) -> Facts:
     found += [
         ("channels", f"{', '.join(map(str, encoder.channels))} at strides {', '.join(map(str, encoder.strides))}")
     ]
+    found += [("export", FIXED if cuts_windows(encoder) else "any size")]
     return found + counted
 
 

@@ -13,6 +13,7 @@ from zoo.cli.terminal import track
 from zoo.cli.train import find_run
 from zoo.errors import UserError, nearest
 
+PROGRAMS = (".onnx", ".pt2")  # files that `zoo export` writes
 SHOWN = 10  # names of failed images that are printed; the rest are counted
 
 
@@ -24,7 +25,11 @@ def add(commands: Any) -> Any:
         " Subfolders are mirrored.",
         epilog="exit code: 0; 1 where some images could not be read (the others are written); 2 for a mistake",
     )
-    command.add_argument("model", metavar="RUN", help="a run's or checkpoint's folder, or a recipe's: its newest run")
+    command.add_argument(
+        "model",
+        metavar="RUN",
+        help="a run's or checkpoint's folder, a recipe's: its newest run; a .onnx or .pt2 file",
+    )
     command.add_argument("inputs", metavar="INPUT", nargs="+", help="an image, a folder or a pattern like 'a/*/*.jpg'")
     command.add_argument("-o", "--out", metavar="OUT", required=True, type=Path, help="the folder to write into")
     command.add_argument(
@@ -60,7 +65,10 @@ def add(commands: Any) -> Any:
 
 def predict(args: argparse.Namespace) -> int:
     """`zoo predict RUN INPUT... -o OUT`."""
-    run = find_run(args.model)
+    program = args.model.endswith(PROGRAMS)
+    run = Path(args.model) if program else find_run(args.model)
+    if program and args.precision != "32":
+        raise UserError(f"--precision is {args.precision}, but an exported program computes in float32; leave it out.")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold is {args.threshold}; it lies between 0 and 1.")
     if args.out.exists() and not args.out.is_dir():
@@ -72,20 +80,21 @@ def predict(args: argparse.Namespace) -> int:
 
     import zoo
 
-    model = zoo.load_model(run)
+    net: Any = zoo.load_program(run, device=args.device) if program else zoo.load_model(run)
     options: dict[str, Any] = dict(
-        device=args.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"),
         batch_size=args.batch_size,
-        precision=args.precision,
         num_workers=args.num_workers,
         threshold=args.threshold,
         memory=args.memory,
         tta=args.tta,
         drop=() if args.probabilities else ("probabilities",),
     )
+    if not program:
+        there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        options |= dict(device=args.device or there, precision=args.precision)
     failed: list[UserError] = []
     options |= find_given(args.given, [place.with_suffix("").as_posix() for _, place in found])
-    predictions = model.predict(iter(names), failed=failed, **options)
+    predictions = net.predict(iter(names), failed=failed, **options)
     for prediction in track(predictions, len(names), "predicting"):
         prediction.save(args.out, name=names[prediction.path], probabilities=args.probabilities)
     for sentence in failed[:SHOWN]:

@@ -266,6 +266,7 @@ class PSPNet(Classic):
     """
 
     strides = (8,)
+    open_sizes = False  # it pools to grids, which exports rightly at a fixed size alone
 
     def __init__(
         self,
@@ -300,6 +301,7 @@ class UPerNet(Classic):
     """
 
     strides = (4, 8, 16, 32)
+    open_sizes = False  # it pools to grids, which exports rightly at a fixed size alone
 
     def __init__(
         self,

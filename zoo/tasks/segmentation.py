@@ -176,6 +176,15 @@ class Segmentation:
         on = probabilities > threshold
         return {"mask": on[:, 0].to(torch.uint8) if self.mode == "binary" else on, "probabilities": probabilities}
 
+    def margins(self, answer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How near each decision is to tipping, in its own shape: the top two's distance, or that to the threshold."""
+        p = answer["probabilities"]
+        if self.exclusive:
+            first, second = p.topk(2, dim=1).values.unbind(dim=1)
+            return {"mask": first - second}
+        distance = (p - self.threshold).abs()
+        return {"mask": distance[:, 0] if self.mode == "binary" else distance}
+
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raise UserError where the batch's mask has a wrong shape, dtype or value.
 
