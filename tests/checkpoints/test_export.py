@@ -192,6 +192,15 @@ def test_packages_that_onnx_takes_are_named_with_the_command_that_installs_them(
         zoo.export(model, tmp_path / "m.onnx")
 
 
+def test_a_device_that_is_not_there_and_weights_that_onnx_cannot_hold_are_told(model, exported, tmp_path, monkeypatch):
+    for kind in FORMATS:
+        with pytest.raises(UserError, match="finds no device 'tpu'"):
+            zoo.load_program(exported[kind], device="tpu")
+    monkeypatch.setattr(exporting, "ONNX_LIMIT", 1000)
+    with pytest.raises(UserError, match=r"an ONNX file holds 2; export a \.pt2"):
+        zoo.export(model, tmp_path / "m.onnx")
+
+
 def test_files_that_are_damaged_or_not_ours_are_told_apart(exported, tmp_path):
     import onnx
 

@@ -42,6 +42,7 @@ def test_zoo_predict_writes_the_same_pixels_from_the_checkpoint_and_from_the_fil
         (["predict", "m.onnx", "a.png", "-o", "out"], "There is no"),
         (["predict", "damaged.pt2", "a.png", "-o", "out"], "may be damaged"),
         (["predict", "damaged.onnx", "a.png", "-o", "out"], "may be damaged"),
+        (["predict", "m.pth", "a.png", "-o", "out"], "no run or checkpoint 'm.pth'"),
         (["predict", "damaged.onnx", "a.png", "-o", "out", "--precision", "16"], "float32"),
         (["predict", "damaged.onnx", "a.png", "-o", "out", "--device", "tpu"], "finds no device 'tpu'"),
     ],

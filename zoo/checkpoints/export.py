@@ -25,6 +25,7 @@ Size = tuple[int, int]
 
 TOLERANCE = 1e-4  # that an output may differ by from the model's, absolute
 OPSET = 20
+ONNX_LIMIT = 2**31 - 2**20  # bytes of one protobuf message, with room for the graph
 SAMPLE: Size = (131, 203)  # to trace on: sides of no multiple, larger than a patch, not equal
 CHECKED: tuple[Size, ...] = ((160, 224), (83, 105), (20, 37), (1, 33))
 BATCHES = (1, 3)
@@ -59,6 +60,11 @@ def export(
     check_path(path, force)
     if path.suffix == ".onnx":
         needed("onnx", "onnxscript", "onnxruntime")
+        weights = sum(value.numel() for value in model.state_dict().values()) * 4  # float32
+        if weights >= ONNX_LIMIT:
+            raise UserError(
+                f"The weights take {weights / 1e9:.1f} GB, and an ONNX file holds 2; export a .pt2 instead."
+            )
     fixed = check_size(size)
     if fixed is None and (reason := only_fixed(model)):
         raise UserError(f"{reason}, so this net exports only at a fixed size: give --size 512x512 (size=(512, 512)).")

@@ -93,7 +93,11 @@ def _open_pt2(path: Path, device: str | None) -> Exported:
     except Exception as error:  # zip files, JSON, schemas: whatever it stumbles over first
         raise _damaged(path, error) from None
     facts = _facts(extra[f"{FACTS}.json"], path)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"torch {torch.__version__} finds no device {device!r} here; use cpu.") from None
     if target.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
