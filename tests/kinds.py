@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+import zoo.create  # noqa: F401 - what is registered later than `before` was noted would be lost
 from zoo.registry import DECODERS, ENCODERS, TASKS, register_decoder, register_encoder, register_task
 
 PATCH = 8

@@ -18,6 +18,7 @@ from zoo.checkpoints import folder as checkpoint
 from zoo.datasets.intensity import Intensity
 from zoo.errors import UserError
 from zoo.inference.folding import faster
+from zoo.inference.memory import count
 from zoo.inference.predict import predict
 from zoo.inference.sources import Source, check_names
 from zoo.layers import resize
@@ -88,8 +89,8 @@ class Model(nn.Module):
         for name in self._needed:
             if name not in inputs:
                 raise UserError(f"The model needs `{name}` beside the image: model(image, {name}=...).")
-        for name, count in self.task.planes.items():
-            expected = (image.shape[0], count, *image.shape[-2:])
+        for name, channels in self.task.planes.items():
+            expected = (image.shape[0], channels, *image.shape[-2:])
             if tuple(inputs[name].shape) != expected:
                 raise UserError(f"`{name}` is {tuple(inputs[name].shape)}; for this image it is {expected}.")
 
@@ -169,6 +170,20 @@ class Model(nn.Module):
         if self.input_size or (plan and plan.size):
             return None
         return math.lcm(*self.encoder.strides, plan.multiple if plan else 1)  # type: ignore[misc]
+
+    hidden = (0, 0)  # bytes that predict's memory budget could not see: of a model it sees them all
+
+    def bytes_taken(self) -> list[int]:
+        """What answering takes at once for each of two small images, as `zoo.inference.memory` counts it.
+
+        Nothing for a model that takes prompts, which is never tiled.
+        """
+        if self.task.prompts:
+            return [0, 0]
+        channels = {"image": self.in_channels, **self.task.planes}
+        with torch.inference_mode():
+            cost = count(self, self.finish, tuple(self.task.maps), channels, torch.zeros((), dtype=self.dtype), {})
+        return [taken for _, taken in cost.counted]
 
     @property
     def device(self) -> torch.device:

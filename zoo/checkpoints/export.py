@@ -80,6 +80,8 @@ def export(
         "outputs": names,
         "raw": raw,
         "size": fixed,
+        "grid": plain.grid,
+        "bytes": [0, 0] if fixed else plain.bytes_taken(),
         "versions": versions(path),
         **({"opset": opset} if path.suffix == ".onnx" else {}),
     }
@@ -101,7 +103,7 @@ def only_fixed(model: Any) -> str | None:
         return None
     decoder, encoder = model.config["decoder"]["name"], model.config["encoder"]["name"]
     if not getattr(model.decoder, "open_sizes", True):
-        return f"The decoder {decoder!r} averages over a grid whose cells follow the image's size"
+        return f"The decoder {decoder!r} cuts its maps into parts whose number or size follows the image's"
     if cuts_windows(model.encoder):
         return f"The encoder {encoder!r} cuts its maps into windows"
     return None

@@ -41,6 +41,8 @@ class WindowUpsample(nn.Module):
     All defaults are recommendations, the paper's own are not known to us.
     """
 
+    open_sizes = False  # the number of windows follows the image's size, which an exported program must then fix
+
     def __init__(
         self,
         channels: Sequence[int],

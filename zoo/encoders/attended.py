@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.attention.medusa import Medusa
-from zoo.encoders.pyramid import Pyramid, ceil
+from zoo.encoders.pyramid import Plan, Pyramid, ceil
 from zoo.errors import UserError, nearest
 
 PLACES = ("trunk", "pyramid")
@@ -72,6 +72,11 @@ class Attended(nn.Module):
                 tapped(trunk, tap).register_forward_hook(partial(_act, self, i))
         medusa = Medusa(channels, **options)
         self.body, self.heads = medusa.body, medusa.heads
+
+    @property
+    def plan(self) -> Plan | None:
+        """What the trunk's net takes and gives, where it is timm's."""
+        return getattr(self.trunk, "plan", None)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """image (B, C, H, W), normalised; gives what the trunk gives, with the heads at work."""

@@ -29,7 +29,7 @@ class Net(Protocol):
 
     ready(device): the function (image, **inputs) -> raw outputs, at its fastest there. finish: the task's answer.
     grid: tiles begin at multiples of this, so that the net divides them as it divides the whole; None for a net that
-    takes the image whole, because it resizes it.
+    takes the image whole, because it resizes it. hidden: see `zoo.inference.memory.count`.
     """
 
     task: Any
@@ -43,6 +43,8 @@ class Net(Protocol):
     def dtype(self) -> torch.dtype: ...
     @property
     def grid(self) -> int | None: ...
+    @property
+    def hidden(self) -> Sequence[int]: ...
     def ready(self, device: torch.device) -> Callable[..., dict[str, Any]]: ...
     def finish(
         self, outputs: Mapping[str, Any], inputs: Mapping[str, Tensor], threshold: float | None
@@ -137,6 +139,7 @@ class Answers:
                     {"image": self.net.in_channels, **task.planes},
                     torch.zeros((), device=self.device, dtype=self.net.dtype),
                     {name: torch.from_numpy(x[None]).to(self.device) for name, x in prompts.items()},
+                    self.net.hidden,
                 )
         return self._cost
 

@@ -1,14 +1,15 @@
 """An exported program as something one can predict with, in place of the model it was made from."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo.datasets.intensity import Intensity
-from zoo.errors import UserError
-from zoo.inference.predict import Source, predict
+from zoo.errors import ImageError, UserError
+from zoo.inference.predict import predict
+from zoo.inference.sources import Source
 
 Run = Callable[[Mapping[str, Tensor], list[str]], dict[str, Tensor]]
 
@@ -31,6 +32,17 @@ class Program:
         self._run = run
 
     @property
+    def grid(self) -> int | None:
+        """What a tile's place must be a multiple of; None for a program that is never tiled."""
+        return None if self.size else self.facts["grid"]
+
+    @property
+    def hidden(self) -> Sequence[int]:
+        """What its model took for two small images, in bytes: a runtime's own tensors cannot be counted."""
+        found: Sequence[int] = self.facts["bytes"]
+        return found
+
+    @property
     def in_channels(self) -> int:
         """Channels of an image."""
         return int(self.config["in_channels"])
@@ -43,7 +55,7 @@ class Program:
         """Raw outputs for an image (B, C, H, W). Raises UserError for another size than that of a fixed program."""
         if self.size and tuple(image.shape[-2:]) != self.size:
             (height, width), (tall, wide) = image.shape[-2:], self.size
-            raise UserError(
+            raise ImageError(
                 f"This program takes images of {tall}x{wide} alone; this one is {height}x{width}. Export the model with"
                 f" --size {height}x{width}, or predict with its checkpoint, which takes any size."
             )
@@ -67,6 +79,9 @@ class Program:
         batch_size: int = 1,
         num_workers: int = 2,
         threshold: float | None = None,
+        memory: str | int | None = None,
+        tta: str = "none",
+        drop: Sequence[str] = (),
         failed: list[UserError] | None = None,
         **inputs: Any,
     ) -> Any:
@@ -78,5 +93,8 @@ class Program:
             batch_size=batch_size,
             num_workers=num_workers,
             threshold=threshold,
+            memory=memory,
+            tta=tta,
+            drop=drop,
             failed=failed,
         )
