@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.attention.medusa import Medusa
-from zoo.encoders.pyramid import Plan, Pyramid, ceil
+from zoo.encoders.pyramid import Plan, Pyramid, ceil, enlarged
 from zoo.errors import UserError, nearest
 
 PLACES = ("trunk", "pyramid")
@@ -127,7 +127,7 @@ def tapped(trunk: Pyramid, tap: int) -> nn.Module:
 def tap_size(trunk: Pyramid, tap: int, height: int, width: int) -> tuple[int, int]:
     """(h, w) of the tap's map for an image of height x width."""
     plan = trunk.plan
-    size = plan.size or tuple(max(ceil(side, plan.multiple) * plan.multiple, plan.min_side) for side in (height, width))
+    size = plan.size or tuple(enlarged(side, plan) for side in (height, width))
     stride = round(plan.tap_strides[tap])
     tall, wide = (ceil(side, stride) if plan.rounds_up else side // stride for side in size)
     return tall, wide

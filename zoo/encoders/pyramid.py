@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.encoders.tracing import perhaps
 from zoo.layers import averaging, resample, resize, separable
 
 STEM_WIDTH = {1: 16, 2: 32}  # of strides that the net has no map for; finer strides cost more pixels, so less width
@@ -111,9 +112,7 @@ class Pyramid(nn.Module):
             return resize(image, plan.size, antialias=True)
         if plan.multiple == plan.min_side == 1:
             return image
-        below, right = (
-            torch.sym_max(ceil(side, plan.multiple) * plan.multiple, plan.min_side) - side for side in image.shape[-2:]
-        )
+        below, right = (enlarged(side, plan) - side for side in image.shape[-2:])
         # not asked while a program is traced: the answer would fix a height and width that are left open
         if not torch.compiler.is_compiling() and below == right == 0:
             return image
@@ -126,14 +125,20 @@ class Pyramid(nn.Module):
         if plan.size:  # its cells cover the whole image, in whatever proportion
             return resample(x, size)
         r = round(tap_stride)
-        # not asked of open sizes: of an image that was not padded this takes the whole map
-        if plan.multiple > 1 or torch.compiler.is_compiling() or height < plan.min_side or width < plan.min_side:
+        # where that is an open question, it is cropped: of an image that was not padded this takes the whole map
+        if plan.multiple > 1 or perhaps(height < plan.min_side) or perhaps(width < plan.min_side):
             x = x[..., : ceil(height, r), : ceil(width, r)]
         if r == stride and plan.rounds_up:
             return x
         if stride >= 2 * r:
             return separable(x, averaging(x.shape[-2], size[0], x), averaging(x.shape[-1], size[1], x))
         return resize(x, size)
+
+
+def enlarged(side: int, plan: Plan) -> Any:
+    """What a side is padded to: a multiple that it fits into, and not below the smallest."""
+    whole = ceil(side, plan.multiple) * plan.multiple
+    return torch.sym_max(whole, plan.min_side) if perhaps(whole < plan.min_side) else whole
 
 
 def evenly(blocks: Sequence[int]) -> list[int]:

@@ -25,6 +25,15 @@ def open_sizes() -> Iterator[None]:
         yield
 
 
+def perhaps(condition: Any) -> bool:
+    """Whether a condition on sizes may hold; one that open sizes leave open does, and sets no bound on them."""
+    if isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_true  # half a second, and only tracing needs it
+
+    return bool(guard_or_true(condition))
+
+
 def same_padding(length: Any, kernel: int, stride: int, dilation: int) -> Any:
     """What timm pads a side by in all, so that it has ceil(length / stride) cells; open sizes stay open."""
     reach = (kernel - 1) * dilation + 1
