@@ -116,7 +116,7 @@ class Pyramid(nn.Module):
         # not asked while a program is traced: the answer would fix a height and width that are left open
         if not torch.compiler.is_compiling() and below == right == 0:
             return image
-        return F.pad(image, (0, right, 0, below))  # type: ignore[arg-type]  # SymInt while a program is traced
+        return F.pad(image, (0, right, 0, below))
 
     def fit(self, x: Tensor, tap_stride: float, stride: int, height: int, width: int) -> Tensor:
         """A map of stride `tap_stride` as the level of `stride` of an image of height x width."""
