@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zoo.report.charts import curves
 from zoo.report.figures import (
     EXTRA,
     IGNORED,
@@ -10,7 +11,6 @@ from zoo.report.figures import (
     WRONG,
     Sample,
     contact_sheet,
-    curves,
     errors,
     mean_iou,
     painted,

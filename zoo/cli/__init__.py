@@ -1,4 +1,4 @@
-"""The command line: train, test, predict, export, data, list, show, copy, doctor; each imports what it needs."""
+"""The command line: train, test, compare, predict, export, data, list, show, copy, doctor; each imports its needs late."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import zoo
-from zoo.cli import catalogue, data, export, predict, train
+from zoo.cli import catalogue, compare, data, export, predict, train
 from zoo.cli import doctor as health
 from zoo.errors import Terminated, UserError, nearest
 
@@ -18,6 +18,7 @@ examples:
   zoo train segmentation/unet_folder --data.root photos/ --model.encoder convnext_tiny
   zoo train segmentation/unet_folder --help       every key, what it does and its value
   zoo test runs/segmentation/unet_folder/1
+  zoo compare runs/segmentation/unet_folder/1 runs/segmentation/unet_folder/2
   zoo predict runs/segmentation/unet_folder/1 photo.jpg more_photos/ -o predictions/
   zoo export runs/segmentation/unet_folder/1 -o model.onnx
 """
@@ -92,6 +93,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     made = {
         "train": train.add_train(commands),
         "test": train.add_test(commands),
+        "compare": compare.add(commands),
         "predict": predict.add(commands),
         "export": export.add(commands),
         "data": data.add(commands, Parser),

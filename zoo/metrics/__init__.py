@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
+
+    from zoo.metrics.images import ImageCounts
 
 
 def _segmentation(task: Any) -> Metric:
@@ -18,6 +20,13 @@ def _segmentation(task: Any) -> Metric:
     return SegmentationMetrics(
         task.num_classes, mode=task.mode, ignore_index=task.ignore_index, class_names=task.class_names
     )
+
+
+def _counts_of_segmentation(task: Any, paths: Sequence[str]) -> ImageCounts:
+    from zoo.metrics.images import ImageCounts
+
+    options = dict(mode=task.mode, ignore_index=task.ignore_index, class_names=task.class_names)
+    return ImageCounts(paths, task.num_classes, **options)
 
 
 def _pranet(task: Any, *, u8: bool = True) -> Metric:
@@ -35,6 +44,7 @@ def _pranet(task: Any, *, u8: bool = True) -> Metric:
 
 METRICS: dict[str, Callable[[Any], Metric]] = {"segmentation": _segmentation}  # a plugin's task adds its own here
 PROTOCOLS: dict[str, Callable[..., Metric]] = {"pranet": _pranet}  # (task, **options); a plugin adds its own here
+COUNTS: dict[str, Callable[[Any, Sequence[str]], ImageCounts]] = {"segmentation": _counts_of_segmentation}
 LESS_IS_BETTER = {"mae"}  # figures whose best epoch is the lowest; a plugin adds its own here
 
 
@@ -53,6 +63,11 @@ def create_metrics(task: Any, protocol: Mapping[str, Any] | None = None) -> Metr
 
     # no compute groups: they would look for metrics of equal state after the first batch, at a cost, to merge them
     return MetricCollection([own, _create_protocol(task, protocol)], compute_groups=False)
+
+
+def create_counts(task: Any, paths: Sequence[str]) -> ImageCounts | None:
+    """What a test of these images counts beside the metrics; None where the task has nothing of the kind."""
+    return COUNTS[task.name](task, paths) if task.name in COUNTS else None
 
 
 def _create_protocol(task: Any, protocol: Mapping[str, Any]) -> Metric:

@@ -1,5 +1,6 @@
 """Segmentation metrics, all from one confusion matrix over the data set."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,35 +52,8 @@ class SegmentationMetrics(Metric):
         takes it; a soft one is foreground where it is above 0.5. Raises UserError on sizes that differ and on unknown
         ids.
         """
-        predicted, truth = answer["mask"].long(), batch["mask"]
-        valid = torch.ones_like(truth, dtype=torch.bool)
-        if self.ignore_index is not None and self.mode != "multilabel":
-            valid = truth != self.ignore_index
-        if truth.is_floating_point():
-            truth, valid = (truth > 0.5)[:, 0], valid[:, 0]
-        truth = truth.long()
-        if truth.shape != predicted.shape:
-            raise UserError(
-                f"The mask is {tuple(truth.shape)}, but the answer is {tuple(predicted.shape)}; measure at the mask's"
-                " size."
-            )
-
-        cells = self.confusion.numel()
-        place = truth * self.labels + predicted
-        if self.mode == "multilabel":
-            place = place + 4 * torch.arange(self.num_classes, device=place.device)[:, None, None]
-        known = (truth >= 0) & (truth < self.labels) & (predicted >= 0) & (predicted < self.labels)
-        # Two more cells: ignored pixels, and ids that no class has, which would land in another class's cell.
-        place = torch.where(valid, torch.where(known, place, cells + 1), cells)
-        counts = torch.bincount(place.flatten(), minlength=cells + 2)
-        if counts[cells + 1] > 0:
-            ids = torch.stack([truth, predicted])[:, valid & ~known]
-            raise UserError(
-                f"{int(counts[cells + 1])} pixels have ids outside 0 to {self.labels - 1}, such as"
-                f" {int(ids[(ids < 0) | (ids >= self.labels)][0])}; map them to classes or to ignore_index"
-                f" ({self.ignore_index})."
-            )
-        self.confusion += counts[:cells].reshape(self.confusion.shape)
+        found = confusions(answer, batch, mode=self.mode, num_classes=self.num_classes, ignore_index=self.ignore_index)
+        self.confusion += found.sum(dim=0)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures, float32 scalars by name; see the class."""
@@ -98,3 +72,45 @@ class SegmentationMetrics(Metric):
             return {"iou": iou[1], "dice": dice[1], **overall}
         each = {f"iou/{name}": value for name, value in zip(self.class_names, iou.unbind(), strict=True)}
         return {**overall, "dice": dice.nanmean(), **each}
+
+
+def confusions(
+    answer: Mapping[str, Any], batch: Mapping[str, Any], *, mode: str, num_classes: int, ignore_index: int | None
+) -> Tensor:
+    """Counts [truth, prediction] of each image, int64: (B, K, K), (B, 2, 2) in binary, (B, K, 2, 2) in multilabel.
+
+    answer, batch and what is raised: as in `SegmentationMetrics.update`.
+    """
+    predicted, (truth, valid) = answer["mask"].long(), truth_of(batch["mask"], mode, ignore_index)
+    if truth.shape != predicted.shape:
+        raise UserError(
+            f"The mask is {tuple(truth.shape)}, but the answer is {tuple(predicted.shape)}; measure at the mask's size."
+        )
+    labels = num_classes if mode == "multiclass" else 2
+    shape = (num_classes, 2, 2) if mode == "multilabel" else (labels, labels)
+    cells = math.prod(shape)
+    place = truth * labels + predicted
+    if mode == "multilabel":
+        place = place + 4 * torch.arange(num_classes, device=place.device)[:, None, None]
+    known = (truth >= 0) & (truth < labels) & (predicted >= 0) & (predicted < labels)
+    # Two more cells: ignored pixels, and ids that no class has, which would land in another class's cell.
+    place = torch.where(valid, torch.where(known, place, cells + 1), cells).flatten(1)
+    place += (cells + 2) * torch.arange(len(place), device=place.device)[:, None]  # each image has cells of its own
+    counts = torch.bincount(place.flatten(), minlength=len(place) * (cells + 2)).reshape(len(place), cells + 2)
+    if (wrong := int(counts[:, cells + 1].sum())) > 0:
+        ids = torch.stack([truth, predicted])[:, valid & ~known]
+        raise UserError(
+            f"{wrong} pixels have ids outside 0 to {labels - 1}, such as"
+            f" {int(ids[(ids < 0) | (ids >= labels)][0])}; map them to classes or to ignore_index ({ignore_index})."
+        )
+    return counts[:, :cells].reshape(-1, *shape)
+
+
+def truth_of(mask: Tensor, mode: str, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """(ids, which pixels count) of a mask as the loss takes it; a soft one is foreground where it is above 0.5."""
+    valid = torch.ones_like(mask, dtype=torch.bool)
+    if ignore_index is not None and mode != "multilabel":
+        valid = mask != ignore_index
+    if mask.is_floating_point():
+        mask, valid = (mask > 0.5)[:, 0], valid[:, 0]
+    return mask.long(), valid

@@ -1,7 +1,7 @@
-"""The pictures of a run (curves, samples) and of a data set (contact sheet). Takes arrays and numbers, no tensors."""
+"""Pictures of images: samples of a run, and a data set's contact sheet. Takes arrays and numbers, no tensors."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,12 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from zoo.files import aside
 from zoo.prediction import Color, Prediction
 
-Rows = Sequence[Mapping[str, float]]
-
 WIDTH = 6.2  # inches: text of 9 points is still legible when a phone shows the picture at its own width
-LINES = ("#1f77b4", "#d1495b", "#2a9d8f", "#8d5fc4", "#e08e1b", "#6b7280")
 RIGHT, WRONG, EXTRA, MISSED = (235, 235, 235), (214, 40, 57), (240, 150, 20), (30, 100, 220)
 IGNORED = (120, 120, 120)
 SHEET = 4  # samples in a row of the contact sheet
@@ -39,46 +35,6 @@ class Sample:
     prediction: np.ndarray
     ignore: int | None = 255
     name: str = ""
-
-
-@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a letter
-def curves(rows: Rows, path: str | Path, *, kept: int | None = None) -> Path:
-    """Loss and validation metrics by epoch as a PNG. rows: those of metrics.csv; kept: the checkpoint's epoch."""
-    losses = [name for name in _columns(rows) if name.startswith("train/")]
-    metrics = [name for name in _columns(rows) if name.startswith("val/") and "iou/" not in name]
-    figure = Figure(figsize=(WIDTH, 2.7 * (1 + bool(metrics))), dpi=160, layout="constrained")
-    panels = figure.subplots(1 + bool(metrics), 1, squeeze=False, sharex=True)[:, 0]
-    named = [(panels[0], losses, "training loss"), (panels[-1], metrics, "validation")][: 1 + bool(metrics)]
-    for panel, names, title in named:
-        # a total of one term is that term
-        shown = names if len(names) != 2 or title == "validation" else names[:1]
-        for name, color in zip(shown, LINES * 9, strict=False):
-            points = [(row["epoch"], row[name]) for row in rows if np.isfinite(row.get(name, np.nan))]
-            if points:
-                main = name in ("train/loss", "val/mean_iou")
-                panel.plot(
-                    *zip(*points, strict=True),
-                    color=color,
-                    label=name.partition("/")[2].replace("_", " "),
-                    linewidth=2 if main else 1.2,
-                    alpha=1 if main else 0.75,
-                    marker="o" if len(points) < 16 else None,
-                    markersize=3,
-                )
-        if kept is not None and len(rows) > 1:
-            panel.axvline(kept, color="#9ca3af", linewidth=1, linestyle="--", zorder=0)
-        panel.set_title(title, loc="left", fontsize=10)
-        panel.grid(color="#e5e7eb", linewidth=0.7)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=9)
-        if panel.get_legend_handles_labels()[1]:
-            panel.legend(fontsize=9, frameon=False)
-    if losses and min((row.get(name, np.nan) for row in rows for name in losses), default=0) >= 0:
-        panels[0].set_ylim(bottom=0)
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    dashed = f" (dashed: {kept}, which is kept)" if kept is not None and len(rows) > 1 else ""
-    panels[-1].set_xlabel(f"epoch{dashed}", fontsize=9)
-    return _write(figure, path)
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a letter
@@ -123,7 +79,7 @@ def samples(found: Sequence[Sample], names: Sequence[str], colors: Sequence[Colo
     if any(s.ignore is not None and (s.truth == s.ignore).any() for s in found):
         marks.append(("not counted", IGNORED))
     _legend(figure, marks)
-    return _write(figure, path)
+    return save(figure, path)
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is a letter
@@ -157,7 +113,7 @@ def contact_sheet(found: Iterable[Sample], names: Sequence[str], colors: Sequenc
             panel.text(-1.02, -0.03, name[-44:], fontsize=7, va="top", transform=panel.transAxes)
     marks = [(name, color) for name, color in zip(names, colors, strict=True) if name != "background"]
     _legend(figure, [*marks, ("ignored: striped", IGNORED)])
-    return _write(figure, path)
+    return save(figure, path)
 
 
 def painted_over(
@@ -237,12 +193,15 @@ def _legend(figure: Figure, marks: Sequence[tuple[str, Color]]) -> None:
     figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=9, frameon=False, handlelength=1.2)
 
 
-def _columns(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def _write(figure: Any, path: str | Path) -> Path:
-    with aside(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # letters that the font lacks become boxes, and that's no news
-        figure.savefig(temporary, facecolor="white", metadata={"Software": None})
+def save(figure: Any, path: str | Path) -> Path:
+    """Write a figure as PNG, aside first, then renamed."""
+    with aside(path) as temporary:
+        write_figure(figure, temporary)
     return Path(path)
+
+
+def write_figure(figure: Any, file: Any) -> None:
+    """Save as PNG, the same bytes for the same figure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # letters that the font lacks become boxes, and that's no news
+        figure.savefig(file, format="png", facecolor="white", metadata={"Software": None})

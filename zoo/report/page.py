@@ -3,55 +3,42 @@
 It is written anew whenever the folder has something new to tell, so nothing in it is kept anywhere else.
 """
 
-import base64
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from zoo.files import aside
+from zoo.metrics.bootstrap import FEW, RESAMPLES, SEED, Interval, intervals
+from zoo.metrics.counts import TABLE, Counts, read_counts
+from zoo.report.charts import reliability
+from zoo.report.html import bounds, chip, number, page, picture, quiet, table, words
 
-Cells = Sequence[Any]
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 46rem;
-       margin: 0 auto; padding: 1rem 1rem 4rem; overflow-wrap: break-word; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { margin: .5rem 0; } .quiet { color: #6b7280; font-size: .9rem; }
-.notice { background: #fef3c7; padding: .5rem .75rem; border-radius: .5rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .5rem; margin: .75rem 0; }
-.figures div { background: #f3f4f6; border-radius: .5rem; padding: .5rem .75rem; }
-.figures b { display: block; font-size: 1.4rem; line-height: 1.3; } .figures span { color: #4b5563; font-size: .85rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .95rem; }
-th, td { text-align: left; padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { display: inline-block; height: .6rem; background: #1f77b4; border-radius: .2rem; }
-.chip { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; border: 1px solid #9ca3af;
-        margin-right: .5rem; vertical-align: -.05rem; }
-img { width: 100%; height: auto; display: block; }
-pre { background: #f3f4f6; border-radius: .5rem; padding: .75rem; font-size: .82rem; white-space: pre-wrap; }
-summary { cursor: pointer; }
-"""
+DETAILS = "test_details.json"
+CONFUSED = 30  # classes, up to which a confusion matrix is shown
+KINDS = ("iou", "dice", "precision", "recall")
 
 
 def write_page(folder: str | Path) -> Path:
     """Write report.html into a run's folder from the files there; what is missing is left out. Returns its path.
 
     run.json: what was trained (see `zoo.training.run`); test.json: {split: {"images": n, metric: value, ...}}, or
-    {split: {"notice": sentence}} where it could not be measured;
+    {split: {"notice": sentence}} where it could not be measured; test_images.csv, test_details.json and
+    worst_<split>.png: what `zoo.training.tested` writes, where the figures' intervals come from;
     metrics.csv, timings.csv, recipe.yaml, curves.png and samples.png as the run writes them.
     """
     folder = Path(folder)
-    run, tests = _json(folder / "run.json"), _json(folder / "test.json")
+    run, tests = read_json(folder / "run.json"), read_json(folder / "test.json")
+    details = read_json(folder / DETAILS)
+    counts = read_counts(folder / TABLE, kinds(details))
+    found = {split: intervals(counts[split]) for split in tests if split in counts}
     sections = [
         _head(run),
-        *(_figures(split, found) for split, found in tests.items()),
-        _classes(tests, run),
+        *(_figures(split, scores, found.get(split, {})) for split, scores in tests.items()),
+        _iou_by_class(tests, run) if len(tests) > 1 or not found else "",
+        *(_split(split, folder, counts[split], some, details[split], run, len(tests)) for split, some in found.items()),
         _picture(
             "Samples", folder / "samples.png",
             f"At even distances through the {run.get('samples', 'test')} split, none chosen; each with its own IoU.",
@@ -59,19 +46,12 @@ def write_page(folder: str | Path) -> Path:
         _picture("Curves", folder / "curves.png", ""),
         _epochs(read_table(folder / "metrics.csv"), read_table(folder / "timings.csv"), run),
         _commands(run),
-        _details("Recipe", _text(folder / "recipe.yaml")),
-        _details("Environment", "\n".join(f"{key}: {value}" for key, value in run.get("environment", {}).items())),
+        _text("Recipe", folder / "recipe.yaml"),
+        _environment(run),
     ]  # fmt: skip
-    title = escape(run.get("title", folder.name))
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{title}</title>\n<link rel="icon" href="data:,">\n<style>{STYLE}</style>\n</head>\n<body>\n'
-        + "\n".join(section for section in sections if section)
-        + "\n</body>\n</html>\n"
-    )
     with aside(folder / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        text = page(run.get("title", folder.name), sections)
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
     return folder / "report.html"
 
 
@@ -83,46 +63,168 @@ def read_table(path: Path) -> list[dict[str, float]]:
         return [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def kinds(details: Mapping[str, Any]) -> dict[str, tuple[str, Sequence[str]]]:
+    """Of each split in test_details.json the task's mode and the names of the classes."""
+    return {split: (own["mode"], own["classes"]) for split, own in details.items()}
+
+
+def worst_path(folder: Path, split: str) -> Path:
+    """Where the picture of a split's worst images lies."""
+    return folder / f"worst_{split.replace('/', '_')}.png"
+
+
 def _head(run: Mapping[str, Any]) -> str:
     notice = f'<p class="notice">{escape(run["notice"])}</p>' if run.get("notice") else ""
     told = "".join(f"<p>{escape(sentence)}</p>" for sentence in run.get("told", []))
     return f"<h1>{escape(run.get('title', 'A run'))}</h1>{notice}{told}"
 
 
-def _figures(split: str, found: Mapping[str, Any]) -> str:
-    """A tile for each overall metric of a split."""
-    if "notice" in found:
-        return f'<p class="notice">{escape(found["notice"])}</p>'
-    overall = {k: v for k, v in found.items() if k != "images" and "/" not in k}
-    tiles = "".join(f"<div><b>{_number(v)}</b><span>{escape(_words(k))}</span></div>" for k, v in overall.items())
-    n = found.get("images", 0)
-    heading = f"Measured on the {escape(split)} split"
+def _figures(split: str, scores: Mapping[str, Any], found: Mapping[str, Interval]) -> str:
+    """A tile for each overall metric of a split, with its interval where there is one."""
+    if "notice" in scores:
+        return f'<p class="notice">{escape(scores["notice"])}</p>'
+    overall = {k: v for k, v in scores.items() if k != "images" and "/" not in k}
+    tiles = ""
+    for name, value in overall.items():
+        interval = bounds(found[name]) if name in found else ""
+        below = f"<br><span>{interval}</span>" if interval else ""
+        tiles += f"<div><b>{number(value)}</b><span>{escape(words(name))}</span>{below}</div>"
+    n = scores.get("images", 0)
     note = f"n = {n} image{'s' * (n != 1)} at their original sizes, against their original masks."
     if split == "val":
         note += " The kept epoch was chosen on this split, so these figures are a little too good."
-    return f'<h2>{heading}</h2><div class="figures">{tiles}</div><p class="quiet">{note}</p>'
+    if any(name in found for name in overall):
+        note += f" Below each figure its 95 % interval: {how(n)}"
+    return f'<h2>Measured on the {escape(split)} split</h2><div class="figures">{tiles}</div>{quiet(note)}'
 
 
-def _classes(tests: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> str:
+def how(n: int) -> str:
+    """How intervals were found, for readers who know, and what they leave out, for those who don't."""
+    few = " With so few images they are too narrow." if n < FEW else ""
+    return (
+        f"the middle of {RESAMPLES} resamples of the {n} images (percentile bootstrap, seed {SEED}). It tells how much"
+        f" depends on which images were tested, not on the chance of another training.{few}"
+    )
+
+
+def _iou_by_class(tests: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> str:
     """A row for each class, a column for each split."""
     names = list(dict.fromkeys(k.partition("/")[2] for found in tests.values() for k in found if k.startswith("iou/")))
     if not names:
         return ""
     colors = dict(zip(run.get("class_names", []), run.get("class_colors", []), strict=False))
-    rows = []
+    rows = ""
     for name in names:
-        color = colors.get(name)
-        chip = f'<span class="chip" style="background:rgb({",".join(map(str, color))})"></span>' if color else ""
-        cells = []
-        for found in tests.values():
-            value = found.get(f"iou/{name}")
-            bar = f'<span class="bar" style="width:{5 * value:.2f}rem"></span>' if len(tests) == 1 and value else ""
-            cells.append(f'<td class="number">{_number(value)}</td>' + (f"<td>{bar}</td>" if len(tests) == 1 else ""))
-        rows.append(f"<tr><td>{chip}{escape(name)}</td>{''.join(cells)}</tr>")
-    heads = "".join(f'<th class="number">{escape(s)}</th>' for s in tests) + ("<th></th>" if len(tests) == 1 else "")
-    note = '<p class="quiet">A class that is neither in the truth nor predicted has no IoU and is not in the mean.</p>'
-    table = f"<table><tr><th>class</th>{heads}</tr>{''.join(rows)}</table>"
-    return f'<h2>IoU by class</h2><div class="wide">{table}</div>{note}'
+        cells = "".join(f'<td class="number">{number(found.get(f"iou/{name}"))}</td>' for found in tests.values())
+        rows += f"<tr><td>{chip(colors.get(name))}{escape(name)}</td>{cells}</tr>"
+    heads = "".join(f'<th class="number">{escape(split)}</th>' for split in tests)
+    note = quiet("A class that is neither in the truth nor predicted has no IoU and is not in the mean.")
+    return f'<h2>IoU by class</h2><div class="wide"><table><tr><th>class</th>{heads}</tr>{rows}</table></div>{note}'
+
+
+def _split(
+    split: str,
+    folder: Path,
+    counts: Counts,
+    found: Mapping[str, Interval],
+    details: Mapping[str, Any],
+    run: Mapping[str, Any],
+    splits: int,
+) -> str:
+    """Classes, confusion, calibration and the worst images of a split; folded up where there are several splits."""
+    parts = [
+        _classes(counts, found, run),
+        _confusion(details),
+        _calibration(details),
+        _worst(split, folder, counts),
+    ]
+    inner = "".join(part for part in parts if part)
+    if splits == 1:
+        return inner
+    return f"<details><summary>More of the {escape(split)} split: classes, worst images, ...</summary>{inner}</details>"
+
+
+def _classes(counts: Counts, found: Mapping[str, Interval], run: Mapping[str, Any]) -> str:
+    """A row for each class: each figure over its interval, and the share of the pixels that are of this class."""
+    colors = dict(zip(run.get("class_names", []), run.get("class_colors", []), strict=False))
+    shares = counts.truth.sum(axis=0) / max(1, counts.pixels.sum())
+    rows = ""
+    for name, share in zip(counts.classes, shares, strict=True):
+        cells = ""
+        for kind in KINDS:
+            one = found[f"{kind}/{name}"]
+            cells += f'<td class="number">{number(one.value)}<br><small>{bounds(one)}</small></td>'
+        pixels = f"<small>{100 * share:.3g} % of pixels</small>"
+        rows += f"<tr><td>{chip(colors.get(name))}{escape(name)}<br>{pixels}</td>{cells}</tr>"
+    heads = "".join(f'<th class="number">{words(kind)}</th>' for kind in KINDS)
+    note = quiet(
+        "Over all pixels of all images; below each figure its 95 % interval. Precision: of what is predicted as this"
+        " class, how much is right. Recall: of what is this class, how much is found. A class that is neither in the"
+        " truth nor predicted has no IoU and is not in the mean."
+    )
+    top = f"<tr><th>class</th>{heads}</tr>"
+    return f'<h2>Classes</h2><div class="wide"><table class="close">{top}{rows}</table></div>{note}'
+
+
+def _confusion(details: Mapping[str, Any]) -> str:
+    """The confusion matrix in percent of each true class, darker for more."""
+    matrix, classes = details.get("confusion"), details["classes"]
+    if not matrix or len(classes) > CONFUSED:
+        return ""
+    heads = "".join(f'<th title="{escape(name)}">{i}</th>' for i, name in enumerate(classes))
+    rows = ""
+    for i, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
+        total, cells = sum(counts), ""
+        for k, count in enumerate(counts):
+            share = count / total if total else 0.0
+            shade = (31, 119, 180) if i == k else (209, 73, 91)
+            ink = "#fff" if share > 0.6 else "#1f2937"
+            style = f"background:rgba({shade[0]},{shade[1]},{shade[2]},{share:.3f});color:{ink}"
+            text = "-" if not total else f"{100 * share:.1f}" if count else ""
+            cells += f'<td style="{style}" title="{escape(name)} as {escape(classes[k])}">{text}</td>'
+        rows += f"<tr><th>{i} {escape(name)}</th>{cells}</tr>"
+    note = quiet("Rows: what is true; columns, by the same numbers: what is predicted, in percent of the row's pixels.")
+    return (
+        f'<h2>Confusion</h2><div class="wide"><table class="confusion"><tr><th>true \\ predicted</th>{heads}</tr>{rows}'
+        f"</table></div>{note}"
+    )
+
+
+def _calibration(details: Mapping[str, Any]) -> str:
+    bins = details.get("calibration")
+    if not bins or bins["ece"] is None:
+        return ""
+    winner = details["mode"] == "multiclass"
+    axes = ("confidence in the answer", "share that is right")
+    what = "Confidence is the probability of the class that is answered"
+    if not winner:
+        axes = ("predicted probability", "share that is of the class")
+        what = (
+            "Probability is that of the foreground" if details["mode"] == "binary" else "Each pixel counts once a class"
+        )
+    note = quiet(
+        f"Expected calibration error {bins['ece']:.4f}, over {sum(bins['pixels']):,} pixels in {len(bins['pixels'])}"
+        f" bins. {what}; bars below the dashed line: surer than right."
+    )
+    return f"<h2>Calibration</h2>{picture('reliability diagram', reliability(bins, *axes), part=True)}{note}"
+
+
+def _worst(split: str, folder: Path, counts: Counts) -> str:
+    path = worst_path(folder, split)
+    if not path.is_file():
+        return ""
+    name, scores = counts.scores()
+    none = int((scores != scores).sum())
+    left_out = (
+        f" {none} image{'s' * (none != 1)} without any foreground, true or predicted, have no score." if none else ""
+    )
+    note = f"The {escape(split)} images with the lowest {words(name)}, the lowest first.{left_out}"
+    note += f" {TABLE} has every image."
+    return f"<h2>Worst images</h2>{picture('worst images', path.read_bytes())}{quiet(note)}"
 
 
 def _epochs(metrics: list[dict[str, float]], timings: list[dict[str, float]], run: Mapping[str, Any]) -> str:
@@ -136,8 +238,8 @@ def _epochs(metrics: list[dict[str, float]], timings: list[dict[str, float]], ru
         epoch = f"{row['epoch']:.0f}{' (kept)' if row['epoch'] == kept else ''}"
         waiting = f"{100 * timing['waiting']:.0f} %" if "waiting" in timing else ""
         speed = f"{timing['images_per_second']:.3g}" if "images_per_second" in timing else ""
-        rows.append([epoch, _number(row.get("train/loss")), _number(row.get(monitor)), speed, waiting])
-    return f"<details><summary>All {len(rows)} epochs</summary>{_table(heads, rows)}</details>"
+        rows.append([epoch, number(row.get("train/loss")), number(row.get(monitor)), speed, waiting])
+    return f"<details><summary>Every epoch in numbers</summary>{table(heads, rows)}</details>"
 
 
 def _commands(run: Mapping[str, Any]) -> str:
@@ -148,32 +250,15 @@ def _commands(run: Mapping[str, Any]) -> str:
 def _picture(title: str, path: Path, note: str) -> str:
     if not path.is_file():
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    below = f'<p class="quiet">{escape(note)}</p>' if note else ""
-    return f'<h2>{title}</h2><img alt="{title.lower()}" src="data:image/png;base64,{data}">{below}'
+    return f"<h2>{title}</h2>{picture(title.lower(), path.read_bytes())}{quiet(note)}"
 
 
-def _details(title: str, text: str) -> str:
-    return f"<h2>{title}</h2><pre>{escape(text.rstrip())}</pre>" if text else ""
+def _text(title: str, path: Path) -> str:
+    if not path.is_file():
+        return ""
+    return f"<h2>{title}</h2><pre>{escape(path.read_text(encoding='utf-8').rstrip())}</pre>"
 
 
-def _table(heads: Cells, rows: Iterable[Cells]) -> str:
-    top = "".join(f'<th class="number">{escape(str(cell))}</th>' for cell in heads)
-    body = "".join("<tr>" + "".join(f'<td class="number">{escape(str(c))}</td>' for c in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.4f}"
-
-
-def _words(name: str) -> str:
-    return {"mean_iou": "mean IoU", "iou": "IoU", "dice": "Dice"}.get(name, name.replace("_", " "))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+def _environment(run: Mapping[str, Any]) -> str:
+    lines = [f"{key}: {value}" for key, value in run.get("environment", {}).items()]
+    return f"<h2>Environment</h2><pre>{escape(chr(10).join(lines))}</pre>" if lines else ""

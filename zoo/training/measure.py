@@ -9,9 +9,9 @@ from lightning.pytorch import Trainer
 
 from zoo.create import load_model
 from zoo.errors import UserError
-from zoo.metrics import create_metrics
+from zoo.metrics import create_counts, create_metrics
 from zoo.report.page import write_page
-from zoo.training import record
+from zoo.training import record, tested
 from zoo.training.callbacks import Keep, Show, Tables
 from zoo.training.data import Splits, open_data
 from zoo.training.keys import Recipe
@@ -57,12 +57,14 @@ def test(
         module = Training(model, create_metrics(model.task, recipe.protocol))
         show = Show(console, Tables(None), Keep(None, None))
         trainer = create_trainer({k: v for k, v in recipe.trainer.items() if k in EVALUATION_KEYS}, [show])
-        found = {}
+        found, by_image = {}, []
         for name in chosen:
             found[name] = measure(trainer, module, data, name)
+            by_image += tested.take(module, data, name)
             console.print(record.told(name, found[name]))
         if same and trainer.is_global_zero:
             try:
+                tested.write(folder, by_image, model, data, trainer.strategy.root_device)
                 record.write_json(folder / "test.json", record.read_json(folder / "test.json") | found)
                 console.print(f"The report is {write_page(folder)}")
             except OSError as error:
@@ -91,6 +93,7 @@ def _images(recipe: Recipe) -> tuple[Any, ...]:
 
 
 def measure(trainer: Trainer, module: Training, data: Splits, split: str) -> dict[str, float]:
-    """The metrics on a split, and the number of images, counted over all processes."""
+    """The metrics on a split, and the number of images, counted over all processes; `module.counted` tells the rest."""
+    module.counter = create_counts(module.model.task, [str(pair.image) for pair in data.pairs[split]])
     trainer.test(module, data.eval_loader(split), verbose=False)
     return {"images": module.images, **module.scores}

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
 from zoo.errors import UserError
+from zoo.metrics.images import ImageCounts
 from zoo.model import Model
 from zoo.training.average import Average
 from zoo.training.compiled import compiled
@@ -28,7 +29,7 @@ class Training(LightningModule):
     weights, which then is what validation measures; a test measures `model`. channels_last, compile: how the model is
     run in training.
     After a training epoch `terms` holds the mean of every loss term; after an evaluation `scores` holds the metrics and
-    `images` the number of images measured.
+    `images` the number of images measured. counter: what a test counts beside the metrics; `counted` holds that.
     """
 
     class_weights: Tensor | None
@@ -57,6 +58,8 @@ class Training(LightningModule):
         self.terms: dict[str, float] = {}
         self.scores: dict[str, float] = {}
         self.images = 0
+        self.counter: ImageCounts | None = None
+        self.counted: dict[str, Tensor] | None = None
         self._names: list[str] = []
         self._sums: Tensor | None = None  # on the device: a step never waits for a number
         self._last: Tensor | None = None
@@ -155,19 +158,24 @@ class Training(LightningModule):
             self.log_dict({f"val/{name}": value for name, value in self.scores.items()}, logger=False)
 
     def test_step(self, batches: list[Batch], index: int) -> None:
-        self._measure(self.model, batches)
+        self._measure(self.model, batches, self.counter)
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
+        self.counted = None
 
     def on_test_epoch_end(self) -> None:
         self.on_validation_epoch_end()
+        if self.counter is not None:
+            self.counted = self.counter.compute()
 
-    def _measure(self, model: Model, batches: list[Batch]) -> None:
+    def _measure(self, model: Model, batches: list[Batch], counter: ImageCounts | None = None) -> None:
         for batch in batches:
             with torch.autocast(self.device.type, enabled=False):  # training may be 16-mixed, measuring never is
                 answer = model.answer(batch["image"], **self._inputs(batch))
             self.metrics.update(answer, batch)
+            if counter is not None:
+                counter.update(answer, batch)
             self.images += len(batch["image"])
 
     def configure_optimizers(self) -> Any:

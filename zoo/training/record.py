@@ -21,8 +21,9 @@ from zoo.metrics import LESS_IS_BETTER
 from zoo.model import Model
 from zoo.prediction import default_colors
 from zoo.report import figures
+from zoo.report.charts import curves
 from zoo.report.page import read_table, write_page
-from zoo.training.callbacks import METRICS, Keep, Tables
+from zoo.training.callbacks import METRICS, TIMINGS, Keep, Tables
 from zoo.training.data import Splits
 from zoo.training.keys import Recipe
 from zoo.training.state import State
@@ -133,17 +134,21 @@ def leave(
 
 
 def draw_curves(folder: Path, keep: Keep) -> None:
-    """curves.png, of what metrics.csv holds."""
+    """curves.png, of what metrics.csv and timings.csv hold."""
     if rows := read_table(folder / METRICS):
-        figures.curves(rows, folder / "curves.png", kept=keep.epoch)
+        curves(rows, folder / "curves.png", kept=keep.epoch, timings=read_table(folder / TIMINGS))
 
 
-def draw_samples(model: Model, data: Splits, split: str, device: torch.device, path: Path) -> None:
-    """The figure of samples at even distances through the split."""
+def draw_samples(
+    model: Model, data: Splits, split: str, device: torch.device, path: Path, indices: Iterable[int] | None = None
+) -> None:
+    """The figure of these images of a split, in this order; None = of some at even distances through it."""
     dataset = data.original(split)
+    if indices is None:
+        indices = sorted({round(i) for i in np.linspace(0, len(dataset) - 1, SAMPLES)})
     model.to(device).eval()
     found = []
-    for index in sorted({round(i) for i in np.linspace(0, len(dataset) - 1, SAMPLES)}):
+    for index in indices:
         sample = dataset[index]
         with torch.inference_mode():
             answer = model.answer(sample["image"][None].to(device))

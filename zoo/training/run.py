@@ -1,8 +1,8 @@
 """A run: a recipe trained into a folder with the checkpoint, the tables, the figures and the report.
 
 runs/<recipe>/<n>/ holds recipe.yaml (resolved), splits.json (which images were in which split), model.safetensors +
-config.json, metrics.csv, timings.csv, test.json, curves.png, samples.png, report.html, run.json: what the report says
-beside these; and state/, which a training is resumed from.
+config.json, metrics.csv, timings.csv, test.json, what `tested` writes, curves.png, samples.png, report.html, run.json:
+what the report says beside these; and state/, which a training is resumed from.
 """
 
 import copy
@@ -27,7 +27,7 @@ from zoo.metrics import LESS_IS_BETTER, create_metrics
 from zoo.model import Model
 from zoo.processes import is_first
 from zoo.report.page import write_page
-from zoo.training import record
+from zoo.training import record, tested
 from zoo.training.balance import class_weights
 from zoo.training.callbacks import Keep, Show, Tables
 from zoo.training.data import PASSES, Splits, open_data
@@ -190,6 +190,9 @@ def _finish(
             for split in data.test_splits:
                 found[split] = measure(trainer, module, data, split)
                 console.print(record.told(split, found[split]))
+                if trainer.is_global_zero:
+                    by_image, device = tested.take(module, data, split), trainer.strategy.root_device
+                    tested.write(folder, by_image, module.model, data, device)
             if trainer.is_global_zero:
                 split = (data.test_splits or ["train"])[0]
                 record.draw_samples(module.model, data, split, trainer.strategy.root_device, folder / "samples.png")
@@ -216,7 +219,7 @@ def _write_start(folder: Path | None, recipe: Recipe, data: Splits, facts: dict[
     """What the folder holds from the first step on; once a state is read, lest one that doesn't fit changes a run."""
     if folder is None:
         return
-    (folder / "test.json").unlink(missing_ok=True)  # of a run that is prolonged
+    tested.clear(folder)  # of a run that is prolonged
     with aside(folder / "recipe.yaml") as temporary:
         command = f"# zoo train {shlex.quote(str(folder / 'recipe.yaml'))}\n"
         temporary.write_text(command + recipe.to_yaml(), encoding="utf-8")
