@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         load_model,
         load_program,
     )
+    from zoo.ensemble import Ensemble
     from zoo.errors import UserError
     from zoo.model import Model
     from zoo.prediction import Prediction
@@ -30,6 +31,7 @@ _HOMES = {
     "list_models": "zoo.create",
     "list_encoders": "zoo.create",
     "list_decoders": "zoo.create",
+    "Ensemble": "zoo.ensemble",
     "Model": "zoo.model",
     "Prediction": "zoo.prediction",
     "register_encoder": "zoo.registry",
@@ -40,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Ensemble",
     "Model",
     "Prediction",
     "UserError",

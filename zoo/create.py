@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from zoo import encoders
 from zoo.checkpoints import folder as checkpoint
 from zoo.checkpoints.convert import convert
 from zoo.checkpoints.programs import open_program
+from zoo.ensemble import Ensemble
 from zoo.errors import UserError, nearest
 from zoo.inference.program import Program
 from zoo.model import Model
@@ -121,11 +122,18 @@ def create_model(
     return model
 
 
-def load_model(path: str | Path) -> Model:
+@overload
+def load_model(path: str | Path) -> Model: ...
+@overload
+def load_model(path: list[Any] | tuple[Any, ...]) -> Ensemble: ...
+def load_model(path: str | Path | list[Any] | tuple[Any, ...]) -> Model | Ensemble:
     """The model of a run or a checkpoint folder, in eval mode, rebuilt from its config and weights alone.
 
+    Of a list of them: an `Ensemble`, which answers with the mean of their probabilities.
     Raises UserError where there is none, or where the weights are another model's.
     """
+    if isinstance(path, list | tuple):
+        return Ensemble([load_model(one) for one in path], [str(one) for one in path]).eval()
     config, state = checkpoint.read(path)
     known = set(inspect.signature(create_model).parameters) - {"weights", "encoder_weights"}
     if strange := sorted(set(config) - known):

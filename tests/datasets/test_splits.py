@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from zoo.datasets.card import load_card
+from zoo.datasets.folds import fold_pairs
 from zoo.datasets.look import resolve
 from zoo.datasets.splits import split_pairs
 from zoo.errors import UserError
@@ -266,3 +267,52 @@ def test_oxford_pets_lists_are_read_and_its_border_ignored(tmp_path):
         found = split_pairs(card)
         assert {split: len(some) for split, some in found.items()} == {"train": 2, "val": 1, "test": 1}
         assert read_mask(found["test"][0].mask, card).tolist() == [[1, 0, 255]]
+
+
+def folded(root, folds, **keys):
+    card = resolve(load_card({"name": "folder", **keys}, root))
+    return [fold_pairs(card, split_pairs(card), fold, folds) for fold in range(1, folds + 1)]
+
+
+def test_every_image_is_in_exactly_one_fold_and_test_stays(tmp_path):
+    fill(tmp_path, [f"images/{i:03d}" for i in range(52)])
+    found = [names(one) for one in folded(tmp_path, 5)]
+    before = names(splits_of(tmp_path))
+    held_out = [name for one in found for name in one["val"]]
+    assert sorted(held_out) == sorted(before["train"] + before["val"])
+    assert {len(one["val"]) for one in found} == {9, 10}
+    for one in found:
+        assert sorted(one["train"] + one["val"]) == sorted(held_out)
+        assert one["test"] == before["test"]
+    assert found == [names(one) for one in folded(tmp_path, 5)]
+    other = [names(one) for one in folded(tmp_path, 5, splits={"seed": 1, "val": 0.1, "test": 0.1})]
+    assert [one["val"] for one in other] != [one["val"] for one in found]
+
+
+def test_a_group_is_in_one_fold_and_folds_are_about_equally_large(tmp_path):
+    fill(tmp_path, [f"images/p{patient}_{i}" for patient in range(9) for i in range(1 + patient)])
+    found = [names(one) for one in folded(tmp_path, 3, group=r"p(\d+)_")]
+    where = {name.split("_")[0]: k for k, one in enumerate(found) for name in one["val"]}
+    assert all(where[name.split("_")[0]] == k for k, one in enumerate(found) for name in one["val"])
+    sizes = [len(one["val"]) for one in found]
+    assert max(sizes) - min(sizes) <= 3  # the whole groups of nine patients
+
+
+def test_folds_of_split_folders_take_images_of_one_name_from_both(tmp_path):
+    fill(tmp_path, [f"images/{split}/{i}" for split in ("train", "val", "test") for i in range(4)])
+    found = folded(tmp_path, 4)
+    assert sorted(pair.key for one in found for pair in one["val"]) == sorted(
+        f"{split}/{i}" for split in ("train", "val") for i in range(4)
+    )
+    assert [len(one["test"]) for one in found] == [4] * 4
+
+
+@pytest.mark.parametrize(
+    ("fold", "folds", "why"),
+    [(1, 1, "takes 2 or more"), (6, 5, "there are 5 folds, counted from 1"), (1, 9, "hold 8 images; take fewer")],
+)
+def test_folds_that_cannot_be_are_refused(tmp_path, fold, folds, why):
+    fill(tmp_path, [f"images/{i}" for i in range(9)])
+    card = resolve(load_card("folder", tmp_path))
+    with pytest.raises(UserError, match=why):
+        fold_pairs(card, split_pairs(card), fold, folds)

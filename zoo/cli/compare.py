@@ -27,11 +27,9 @@ def add(commands: Any) -> Any:
 
 def compare(args: argparse.Namespace) -> int:
     """`zoo compare RUN RUN ...`"""
-    folders = {find_run(name).resolve(): None for name in args.runs}
+    folders = {find_run(name, "recipe.yaml").resolve(): None for name in args.runs}
     if len(folders) < 2:
         raise UserError("There is nothing to compare one run with; name two runs or more that are not the same.")
-    if bare := next((folder for folder in folders if not (folder / "recipe.yaml").is_file()), None):
-        raise UserError(f"{str(bare)!r} holds a checkpoint and no recipe.yaml, so it is no run; give runs.")
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise UserError(f"{str(args.out)!r} cannot be a page; -o names a file in a folder that exists.")
     from zoo.report import compare as report

@@ -33,6 +33,15 @@ def add(commands: Any) -> Any:
     command.add_argument("inputs", metavar="INPUT", nargs="+", help="an image, a folder or a pattern like 'a/*/*.jpg'")
     command.add_argument("-o", "--out", metavar="OUT", required=True, type=Path, help="the folder to write into")
     command.add_argument(
+        "--with",
+        dest="others",
+        metavar="RUN",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="further runs, after the inputs: the answer is the mean of all probabilities, as of a model's folds",
+    )
+    command.add_argument(
         "--given",
         metavar="NAME=PATH",
         action="append",
@@ -64,11 +73,13 @@ def add(commands: Any) -> Any:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """`zoo predict RUN INPUT... -o OUT`."""
+    """`zoo predict RUN INPUT... -o OUT [--with RUN...]`."""
     program = args.model.endswith(PROGRAMS)
-    run = Path(args.model) if program else find_run(args.model)
+    if program and args.others:
+        raise UserError("--with averages runs, and an exported program answers alone; name the runs, or leave it out.")
     if program and args.precision != "32":
         raise UserError(f"--precision is {args.precision}, but an exported program computes in float32; leave it out.")
+    runs = [] if program else list({find_run(name).resolve(): None for name in (args.model, *args.others)})
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold is {args.threshold}; it lies between 0 and 1.")
     if args.out.exists() and not args.out.is_dir():
@@ -80,7 +91,11 @@ def predict(args: argparse.Namespace) -> int:
 
     import zoo
 
-    net: Any = zoo.load_program(run, device=args.device) if program else zoo.load_model(run)
+    net: Any = (
+        zoo.load_program(args.model, device=args.device)
+        if program
+        else zoo.load_model(runs if len(runs) > 1 else runs[0])
+    )
     options: dict[str, Any] = dict(
         batch_size=args.batch_size,
         num_workers=args.num_workers,

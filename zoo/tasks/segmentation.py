@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import UserError, nearest
@@ -185,6 +186,17 @@ class Segmentation:
         distance = (p - self.threshold).abs()
         return {"mask": distance[:, 0] if self.mode == "binary" else distance}
 
+    def average(self, outputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Raw outputs of several models as one: logits (B, K, H, W) whose probabilities are the mean of theirs.
+
+        Not the mean of logits: these have no bound, so that one model that is sure beyond reason would outvote all
+        others. Computed from log-probabilities, so that neither 0 nor 1 is ever rounded to.
+        """
+        logits = [losses.full_precision(one["logits"]) for one in outputs]
+        if self.exclusive:
+            return {"logits": _log_mean([x.log_softmax(dim=1) for x in logits])}
+        return {"logits": _log_mean([F.logsigmoid(x) for x in logits]) - _log_mean([F.logsigmoid(-x) for x in logits])}
+
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raise UserError where the batch's mask has a wrong shape, dtype or value.
 
@@ -285,6 +297,11 @@ class Segmentation:
         for color in self.class_colors or ():
             if len(color) != 3 or not all(_is_int(value) and 0 <= value <= 255 for value in color):
                 raise UserError(f"A class color is red, green, blue, each from 0 to 255, not {list(color)!r}.")
+
+
+def _log_mean(logs: Sequence[Tensor]) -> Tensor:
+    """log(mean(exp(x))), over a list."""
+    return reduce(torch.logaddexp, logs) - math.log(len(logs))
 
 
 def _is_int(value: object) -> bool:

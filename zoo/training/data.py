@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.datasets.card import Card, load_card
 from zoo.datasets.folder import FolderDataset
+from zoo.datasets.folds import fold_pairs
 from zoo.datasets.look import check_sizes, resolve
 from zoo.datasets.splits import Pair, split_pairs
 from zoo.datasets.transforms import Transform
@@ -93,6 +94,18 @@ class Splits:
         )
 
 
+def fold_of(recipe: Recipe) -> str:
+    """ "fold 2 of 5", or nothing where the card's own splits are used. Raises UserError for half of the two keys."""
+    fold, folds = recipe.data.fold, recipe.data.folds
+    if (fold is None) != (folds is None):
+        given, lacking = ("fold", "folds") if folds is None else ("folds", "fold")
+        raise UserError(
+            f"data.{given} is {fold or folds}, but data.{lacking} is null; a cross-validation takes both, such as"
+            " --data.fold 2 --data.folds 5."
+        )
+    return f"fold {fold} of {folds}" if fold else ""
+
+
 def open_data(
     recipe: Recipe,
     *,
@@ -111,6 +124,8 @@ def open_data(
     card = resolve(card if intensity is None else replace(card, intensity=dict(intensity)))
     if names is None:
         pairs = split_pairs(card)
+        if fold_of(recipe):
+            pairs = fold_pairs(card, pairs, recipe.data.fold or 0, recipe.data.folds or 0)
         if recipe.overfit:
             few = pairs["train"][: recipe.overfit]
             pairs = {"train": few, "val": few}

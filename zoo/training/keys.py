@@ -62,6 +62,10 @@ class Data:
     """the data card: a name (`zoo list data`), a .yaml of your own, or {name: ..., option: value}"""
     root: str | None = None
     """the folder with the files; null = the card's own place"""
+    fold: PositiveInt | None = None
+    """which part of train and val is val, from 1, the others being train; null = as the card splits them"""
+    folds: PositiveInt | None = None
+    """into how many parts train and val are divided, groups kept whole; with data.fold alone"""
     size: tuple[PositiveInt, PositiveInt] | None = None
     """[height, width] of training images; null = as they are (then they must be equal in size)"""
     fit: Literal["crop", "resize"] = "crop"

@@ -13,7 +13,7 @@ from zoo.metrics import create_counts, create_metrics
 from zoo.report.page import write_page
 from zoo.training import record, tested
 from zoo.training.callbacks import Keep, Show, Tables
-from zoo.training.data import Splits, open_data
+from zoo.training.data import Splits, fold_of, open_data
 from zoo.training.keys import Recipe
 from zoo.training.module import Training
 from zoo.training.recipe import load_recipe
@@ -89,7 +89,7 @@ EVALUATION_KEYS = (
 def _images(recipe: Recipe) -> tuple[Any, ...]:
     """What decides on which images a test is: equal for equal figures."""
     root = recipe.data.root and Path(recipe.data.root).expanduser().resolve()
-    return recipe.data.card, root, recipe.trainer.get("limit_test_batches")
+    return recipe.data.card, root, fold_of(recipe), recipe.trainer.get("limit_test_batches")
 
 
 def measure(trainer: Trainer, module: Training, data: Splits, split: str) -> dict[str, float]:

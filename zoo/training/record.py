@@ -24,7 +24,7 @@ from zoo.report import figures
 from zoo.report.charts import curves
 from zoo.report.page import read_table, write_page
 from zoo.training.callbacks import METRICS, TIMINGS, Keep, Tables
-from zoo.training.data import Splits
+from zoo.training.data import Splits, fold_of
 from zoo.training.keys import Recipe
 from zoo.training.state import State
 from zoo.training.surroundings import one_line
@@ -44,9 +44,10 @@ def describe(recipe: Recipe, data: Splits, model: Model) -> tuple[str, str]:
     classes = model.task.num_classes
     words = "one class and background" if classes == 1 else f"{classes} classes"
     size = f" of {by(recipe.data.size)}" if recipe.data.size else ""
+    fold = f", {fold_of(recipe)} as val" if fold_of(recipe) else ""
     return (
         f"{model.config['name'] or decoder} with {encoder}, {parameters / 1e6:.1f} M parameters",
-        f"{data.card.name} ({recipe.data.root or data.card.title}): {words}, {counts} images, batches of"
+        f"{data.card.name} ({recipe.data.root or data.card.title}): {words}, {counts} images{fold}, batches of"
         f" {recipe.data.batch_size}{size}, {_length(recipe.trainer)}, seed {recipe.seed}",
     )
 
@@ -55,7 +56,7 @@ def facts_of(recipe: Recipe, data: Splits, model: Model, folder: Path | None) ->
     """What run.json holds from the start."""
     what, on = describe(recipe, data, model)
     return {
-        "title": f"{recipe.name}, run {folder.name}" if folder else recipe.name,
+        "title": ", ".join(filter(None, (recipe.name, fold_of(recipe), f"run {folder.name}" if folder else ""))),
         "told": [f"{what}; trained on {on}."],
         "images": data.images,
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -43,7 +43,7 @@ def resume(run: str | Path, overrides: Iterable[str] = (), *, anyway: bool = Fal
             f"{folder} was trained otherwise: {told}. Leave that out, or give --resume_anyway to go on with the"
             " change; the run is then no longer what its recipe says from its first step on."
         )
-    for key in {"name", "optimizer.name"} & changed.keys():
+    for key in {"name", "optimizer.name", "data.fold", "data.folds"} & changed.keys():
         raise UserError(f"{told}: a run cannot go on with another {key}; start a new one (--model.weights {folder}).")
     if facts.get("finished") and not changed:
         create_console().print(

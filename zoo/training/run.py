@@ -30,7 +30,7 @@ from zoo.report.page import write_page
 from zoo.training import record, tested
 from zoo.training.balance import class_weights
 from zoo.training.callbacks import Keep, Show, Tables
-from zoo.training.data import PASSES, Splits, open_data
+from zoo.training.data import PASSES, Splits, fold_of, open_data
 from zoo.training.keys import Recipe
 from zoo.training.loader import check_measurable, train_loader
 from zoo.training.loggers import create_logger
@@ -101,7 +101,7 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
     )
     folder = None
     if is_first():  # a new one now, lest a long training finds no place
-        folder = past.folder if past else new_folder(runs / recipe.name)
+        folder = past.folder if past else new_folder(runs / recipe.name / fold_of(recipe).replace(" ", "_"))
     state = State(folder, loader, every=recipe.save_every, seed=recipe.seed, changed=bool(past and past.changed))
     tables, keep, facts = Tables(folder), Keep(folder, None), dict[str, Any]()
     try:
