@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import zoo
@@ -150,3 +151,17 @@ def test_a_wrong_input_or_option_is_one_sentence(run, words, told, capsys):
 def test_two_inputs_for_one_output_that_no_rule_tells_apart_are_refused():
     with pytest.raises(UserError, match="Two inputs would both be written as 'x_png'"):
         names(image("in/x.png"), image("in/x.jpg"), image("in/x_png.bmp"))
+
+
+def test_several_runs_answer_together_and_one_named_twice_counts_once(run, tmp_path, capsys):
+    torch.manual_seed(5)
+    other = str(zoo.create_model("unet", encoder="resnet10t", num_classes=3).save(tmp_path / "other"))
+    picture = image("a.jpg")
+    assert main(["predict", run, picture, "-o", "out", "--probabilities", "--with", other, run]) == 0
+    found = np.load("out/a_probabilities.npz")["probabilities"]
+    alone = [zoo.load_model(one).predict(picture).probabilities for one in (run, other)]
+    assert np.abs(found - np.mean(alone, axis=0)).max() < 1e-3  # as written
+    assert np.abs(found - alone[0]).max() > 1e-3
+    binary = str(zoo.create_model("unet", encoder="resnet10t").save(tmp_path / "binary"))
+    assert main(["predict", run, picture, "-o", "out", "--with", binary]) == 2
+    assert "cannot answer together: the mode is multiclass in the one and binary" in capsys.readouterr().err

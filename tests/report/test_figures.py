@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.report.charts import curves
 from zoo.report.figures import (
     EXTRA,
     IGNORED,
@@ -82,21 +81,10 @@ def test_the_figure_of_samples_takes_different_sizes(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["samples.png"]
 
 
-def test_curves_draw_what_there_is(tmp_path):
-    rows = [
-        {"epoch": 1.0, "train/loss": 0.5},
-        {"epoch": 2.0, "train/loss": 0.4, "val/mean_iou": 0.7, "val/iou/cat": 0.3},
-    ]
-    for i, some in enumerate((rows[:1], rows)):
-        with Image.open(curves(some, tmp_path / f"{i}.png", kept=2)) as image:
-            assert image.width > 800
-
-
 def test_names_of_files_and_classes_are_plain_text_in_any_script(tmp_path, recwarn):
     one = sample(np.eye(8, dtype=int), np.eye(8, dtype=int), name="$a_{b}$ 猫 $\\frac.png")
     with Image.open(samples([one], ["price $ and $\\x$ 猫"], COLORS[:1], tmp_path / "samples.png")) as image:
         assert image.width > 1000
-    curves([{"epoch": 1.0, "train/$\\x$": 0.5}, {"epoch": 2.0, "train/$\\x$": 0.5}], tmp_path / "curves.png")
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
 

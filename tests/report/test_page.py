@@ -3,10 +3,15 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from zoo.metrics.bootstrap import intervals
+from zoo.metrics.calibration import STEPS, reliability
+from zoo.metrics.counts import Counts, read_counts, write_counts
 from zoo.report.page import read_table, write_page
 
+TWO = ("multiclass", ("cat", "dog"))
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -81,6 +86,72 @@ def test_the_page_tells_figures_with_n_classes_recipe_and_commands(folder):
     assert re.search(r"dog</td><td class=\"number\">-</td>", text)  # no IoU, not zero
     for part in ("seed: 0", "zoo test RUN", "torch: 2.15"):
         assert part in text
+
+
+@pytest.fixture
+def counted(folder):
+    """A run that was tested image by image: 30 images of two classes, the first of them all wrong."""
+    rng = np.random.default_rng(0)
+    hit = rng.integers(40, 50, (30, 2))
+    hit[0] = 0
+    truth = np.full((30, 2), 50)
+    predicted = np.stack([hit[:, 0] + 50 - hit[:, 1], hit[:, 1] + 50 - hit[:, 0]], axis=1)
+    images = tuple(f"images/{i:02}.png" for i in range(30))
+    counts = Counts("multiclass", images, ("cat", "dog"), hit, truth, predicted, np.full(30, 100))
+    write_counts(folder / "test_images.csv", {"test": counts})
+    h, p = hit.sum(axis=0), predicted.sum(axis=0)
+    histogram = np.zeros((STEPS + 1, 2), int)
+    histogram[900] = 300, 2700
+    details = {"mode": "multiclass", "classes": ["cat", "dog"], "calibration": reliability(histogram)}
+    details["confusion"] = [[int(h[0]), int(p[1] - h[1])], [int(p[0] - h[0]), int(h[1])]]
+    (folder / "test_details.json").write_text(json.dumps({"test": details}))
+    values = {name: v[0] for name, v in counts.resampled(np.ones((1, 30))).items() if "/" not in name or "iou" in name}
+    (folder / "test.json").write_text(json.dumps({"test": {"images": 30, **values}}))
+    (folder / "worst_test.png").write_bytes(b"worst")
+    return folder
+
+
+def test_the_page_tells_intervals_classes_confusion_calibration_and_the_worst(counted):
+    page = write_page(counted)
+    parsed(page)
+    text, found = page.read_text(), intervals(read_counts(counted / "test_images.csv", {"test": TWO})["test"])
+    one = found["recall/dog"]
+    for part in (
+        f"{one.value:.4f}<br><small>{one.low:.3f} to {one.high:.3f}</small>",
+        f"{found['mean_iou'].low:.3f} to {found['mean_iou'].high:.3f}",
+        "2000 resamples of the 30 images (percentile bootstrap, seed 0)",
+        "Expected calibration error 0.0000",
+        base64.b64encode(b"worst").decode(),
+        f"{100 * found['recall/cat'].value:.1f}</td>",
+        "The test images with the lowest mean IoU",
+    ):
+        assert part in text
+    assert "too narrow" not in text
+    assert "<script" not in text
+
+
+def test_few_images_are_told_and_many_classes_have_no_matrix(counted):
+    counts = read_counts(counted / "test_images.csv", {"test": TWO})["test"]
+    write_counts(counted / "test_images.csv", {"test": counts.take(range(5))})
+    details = json.loads((counted / "test_details.json").read_text())
+    details["test"]["confusion"] = None  # of a multilabel task
+    (counted / "test_details.json").write_text(json.dumps(details))
+    (counted / "test.json").write_text(json.dumps({"test": {"images": 5, "mean_iou": 0.5}}))
+    text = write_page(counted).read_text()
+    assert "too narrow" in text
+    assert "Confusion" not in text
+
+
+def test_several_splits_fold_their_details_up(counted):
+    counts = read_counts(counted / "test_images.csv", {"test": TWO})["test"]
+    write_counts(counted / "test_images.csv", {"test": counts, "etis": counts})
+    for file in ("test_details.json", "test.json"):
+        own = json.loads((counted / file).read_text())
+        (counted / file).write_text(json.dumps(own | {"etis": own["test"]}))
+    page = write_page(counted)
+    parsed(page)
+    assert page.read_text().count("<details><summary>More of the") == 2
+    assert "IoU by class" in page.read_text()
 
 
 def test_several_test_sets_stand_side_by_side(folder):

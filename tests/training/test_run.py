@@ -17,6 +17,7 @@ from zoo.create import load_model
 from zoo.datasets.folder import FolderDataset
 from zoo.errors import UserError
 from zoo.metrics import create_metrics
+from zoo.metrics.counts import read_counts
 from zoo.training import callbacks, measure
 from zoo.training import run as runs
 from zoo.training.callbacks import Keep
@@ -55,7 +56,8 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert run.parts[-3:] == ("runs", "discs", "1")
     assert sorted(path.name for path in run.iterdir()) == [
         *("config.json", "curves.png", "metrics.csv", "model.safetensors", "recipe.yaml", "report.html"),
-        *("run.json", "samples.png", "splits.json", "state", "test.json", "timings.csv"),
+        *("run.json", "samples.png", "splits.json", "state", "test.json", "test_details.json", "test_images.csv"),
+        *("timings.csv", "worst_test.png"),
     ]
     for name in ("curves.png", "samples.png"):
         with Image.open(run / name) as image:
@@ -119,8 +121,35 @@ def test_test_measures_a_split_and_writes_it_into_the_report(finished):
     measure.test(run, "val")
     assert set(json.loads((run / "test.json").read_text())) == {"test", "val"}
     assert "Measured on the val split" in (run / "report.html").read_text()
+    details = json.loads((run / "test_details.json").read_text())
+    counts = read_counts(run / "test_images.csv", {split: (d["mode"], d["classes"]) for split, d in details.items()})
+    splits = json.loads((run / "splits.json").read_text())
+    for split, own in counts.items():
+        assert sorted(own.images) == sorted(image for _, image, _ in splits[split])
+        assert sum(map(sum, details[split]["confusion"])) == own.pixels.sum()
+        assert sum(details[split]["calibration"]["pixels"]) == own.pixels.sum()
+        found = {name: values[0] for name, values in own.resampled(np.ones((1, len(own.images)))).items()}
+        for name, value in json.loads((run / "test.json").read_text())[split].items():
+            assert name == "images" or found[name] == pytest.approx(value, abs=1e-6)
     with pytest.raises(UserError, match=r"no split 'tset'.*'test'"):
         measure.test(run, "tset")
+
+
+def test_a_fold_is_a_run_of_its_own_that_says_so(tmp_path):
+    data, keys = write_discs(tmp_path / "discs", 12), ("--trainer.max_epochs", "1", "--data.folds", "3")
+    held_out = []
+    for fold in (1, 3):
+        run = runs.train(recipe_of(tmp_path, data, *keys, "--data.fold", str(fold)), runs=tmp_path / "runs")
+        assert run == tmp_path / "runs" / "discs" / f"fold_{fold}_of_3" / "1"
+        splits = json.loads((run / "splits.json").read_text())
+        held_out.append({name for name, *_ in splits["val"]})
+        assert f"discs, fold {fold} of 3, run 1" in (run / "report.html").read_text()
+        measured = json.loads((run / "test.json").read_text())
+        assert measure.test(run) == {k: v for k, v in measured["test"].items() if k != "images"}
+    assert not held_out[0] & held_out[1]
+    for half in ("fold", "folds"):
+        with pytest.raises(UserError, match=rf"data.{half} is 2, but data.folds? is null; .* takes both"):
+            runs.train(recipe_of(tmp_path, data, f"--data.{half}", "2"), runs=tmp_path / "runs")
 
 
 def test_the_same_data_in_other_words_are_the_runs_own(finished):
