@@ -60,6 +60,13 @@ def test_an_image_that_two_processes_measured_counts_once_and_an_unmeasured_one_
     assert counts.pixels.tolist() == [39, 39]
 
 
+def test_a_split_of_one_image_has_counts_too():
+    answer, batch = batch_of("binary", 1, 1, seed=0)
+    counter = ImageCounts(["p0"], 1, mode="binary")
+    counter.update(answer, batch)
+    assert counter.counts(counter.compute(), ["a"]).pixels.tolist() == [39]
+
+
 def test_the_calibration_error_of_a_hand_case():
     histogram = np.zeros((STEPS + 1, 2), int)
     histogram[900] = 1, 3  # 0.9 sure, right in 3 of 4

@@ -117,8 +117,8 @@ def test_the_page_tells_intervals_classes_confusion_calibration_and_the_worst(co
     text, found = page.read_text(), intervals(read_counts(counted / "test_images.csv", {"test": TWO})["test"])
     one = found["recall/dog"]
     for part in (
-        f"{one.value:.4f}<br><small>{one.low:.3f} to {one.high:.3f}</small>",
-        f"{found['mean_iou'].low:.3f} to {found['mean_iou'].high:.3f}",
+        f"{one.value:.4f}<br><small>{one.low:.3f}–{one.high:.3f}</small>",
+        f"{found['mean_iou'].low:.3f}–{found['mean_iou'].high:.3f}",
         "2000 resamples of the 30 images (percentile bootstrap, seed 0)",
         "Expected calibration error 0.0000",
         base64.b64encode(b"worst").decode(),

@@ -1,5 +1,6 @@
 """Two processes of one training or test, on the CPU (gloo): what one process would have found."""
 
+import csv
 import json
 import os
 import re
@@ -42,15 +43,26 @@ def trained(place):
 
 def test_an_odd_split_measured_by_two_processes_gives_the_figures_of_one(place, trained, capfd):
     alone = json.loads((trained / "test.json").read_text())["test"]
-    (trained / "test.json").unlink()
+    rows, details = by_image(trained)
+    for name in ("test.json", "test_images.csv", "test_details.json"):
+        (trained / name).unlink()
     capfd.readouterr()
     assert command(place, "test", "runs/trained", *TWO, processes=2) == [0, 0]
     told = capfd.readouterr().out
     both = json.loads((trained / "test.json").read_text())["test"]
     assert both["images"] == alone["images"] == 5  # none twice, none left out
     assert both == pytest.approx(alone, abs=1e-6)
+    again, counted = by_image(trained)
+    assert [row[:3] for row in again] == [row[:3] for row in rows]  # each image once, in order
+    assert sum(map(sum, counted["confusion"])) == sum(map(sum, details["confusion"]))
+    assert counted["calibration"]["ece"] == pytest.approx(details["calibration"]["ece"], abs=1e-4)
     for line in ("The newest run", "test: ", "iou/1 ", "The report is"):
         assert len(re.findall(f"^{line}", told, re.MULTILINE)) == 1, line
+
+
+def by_image(run):
+    rows = list(csv.reader((run / "test_images.csv").open()))
+    return rows, json.loads((run / "test_details.json").read_text())["test"]
 
 
 class Normed(nn.Module):

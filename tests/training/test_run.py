@@ -247,7 +247,7 @@ def test_classes_names_and_colours_go_from_the_card_into_the_model(tmp_path):
     assert model.task.class_names == ("background", "red", "green")
     assert model.task.class_colors == ((0, 0, 0), (9, 8, 7), (1, 2, 3))
     page = (run / "report.html").read_text()
-    assert "IoU by class" in page
+    assert "<h2>Classes</h2>" in page
     assert "rgb(9,8,7)" in page
 
 

@@ -16,14 +16,14 @@ class ImageCounts(Metric):
     """Counts of a segmentation, image by image; kept small: no mask and no map of probabilities stays.
 
     paths: of the images of a split, as batches name them; an image that two processes measure counts once among the
-    images. compute() gives tensors: `seen` (n,) 0 or 1; `pixels` (n,); `sums` (n, L, 3), of each of the L classes (two
-    in binary) the pixels that are right, in the truth, and predicted; `confusion` (L, L) [truth, prediction], (K, 2, 2)
-    in multilabel; `histogram` (STEPS + 1, 2), wrong and right by confidence: in multiclass that of the winning class,
-    else the probability of each class, "right" where the truth has it.
+    images. compute() gives int64 tensors: `pixels` that count (n,), -1 of an image that was not measured; `sums`
+    (n, L, 3), of each of the L classes (two in binary) the pixels that are right, in the truth, and predicted;
+    `confusion` (L, L) [truth, prediction], (K, 2, 2) in multilabel; `histogram` (STEPS + 1, 2), wrong and right by
+    confidence: in multiclass that of the winning class, else the probability of each class, "right" where the truth
+    has it.
     """
 
     full_state_update = False
-    seen: Tensor
     pixels: Tensor
     sums: Tensor
     confusion: Tensor
@@ -45,9 +45,8 @@ class ImageCounts(Metric):
         self.classes = ("background", *names) if mode == "binary" else names
         labels = len(self.classes)
         shape = (num_classes, 2, 2) if mode == "multilabel" else (labels, labels)
+        self.add_state("pixels", torch.full((len(paths),), -1), dist_reduce_fx="max")
         for name, size, reduce in (
-            ("seen", (len(paths),), "max"),
-            ("pixels", (len(paths),), "max"),
             ("sums", (len(paths), labels, 3), "max"),
             ("confusion", shape, "sum"),
             ("histogram", (STEPS + 1, 2), "sum"),
@@ -64,7 +63,7 @@ class ImageCounts(Metric):
         else:
             hit, truth, predicted = found.diagonal(dim1=1, dim2=2), found.sum(dim=2), found.sum(dim=1)
             pixels = found.sum(dim=(1, 2))
-        self.seen[places], self.pixels[places] = 1, pixels
+        self.pixels[places] = pixels
         self.sums[places] = torch.stack([hit, truth, predicted], dim=2)
         self.confusion += found.sum(dim=0)
         self.histogram += self._confidences(answer, batch)
@@ -82,11 +81,11 @@ class ImageCounts(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The states, summed over processes; see the class."""
-        return {name: getattr(self, name) for name in ("seen", "pixels", "sums", "confusion", "histogram")}
+        return {name: getattr(self, name) for name in ("pixels", "sums", "confusion", "histogram")}
 
     def counts(self, found: Mapping[str, Tensor], names: Sequence[str]) -> Counts:
         """What was computed, of the images that were measured, under their names."""
-        seen = [i for i, there in enumerate(found["seen"].tolist()) if there]
         hit, truth, predicted = found["sums"].cpu().numpy().transpose(2, 0, 1)
-        pixels = found["pixels"].cpu().numpy()
-        return Counts(self.mode, tuple(names), self.classes, hit, truth, predicted, pixels).take(seen)
+        pixels = found["pixels"].cpu().numpy().reshape(-1)  # torchmetrics makes a scalar of one image's
+        every = Counts(self.mode, tuple(names), self.classes, hit, truth, predicted, pixels)
+        return every.take([i for i, number in enumerate(pixels) if number >= 0])

@@ -30,7 +30,8 @@ td small { color: #6b7280; font-size: .78rem; }
 .close td, .close th { padding-right: .6rem; }
 td.text { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
 .confusion td, .confusion th { padding: .25rem .4rem; border: 0; font-size: .8rem; text-align: center; }
-.confusion th:first-child { text-align: left; padding-left: 0; }
+.confusion th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: #fff; }
+.many td, .many th { padding: .1rem .15rem; font-size: .68rem; }
 .bar { display: inline-block; height: .6rem; background: #1f77b4; border-radius: .2rem; }
 .chip { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; border: 1px solid #9ca3af;
         margin-right: .5rem; vertical-align: -.05rem; }
@@ -78,10 +79,10 @@ def number(value: float | None) -> str:
 
 
 def bounds(found: Interval, *, sign: bool = False) -> str:
-    """ "0.71 to 0.83", or nothing where there is no interval."""
+    """ "0.711–0.832", with a sign "-0.0120 to +0.0310"; nothing where there is no interval."""
     if found.low != found.low:
         return ""
-    return f"{found.low:+.4f} to {found.high:+.4f}" if sign else f"{found.low:.3f} to {found.high:.3f}"
+    return f"{found.low:+.4f} to {found.high:+.4f}" if sign else f"{found.low:.3f}–{found.high:.3f}"
 
 
 def words(name: str) -> str:

@@ -18,6 +18,7 @@ from zoo.report.html import bounds, chip, number, page, picture, quiet, table, w
 
 DETAILS = "test_details.json"
 CONFUSED = 30  # classes, up to which a confusion matrix is shown
+MANY = 12  # classes, above which it has small cells and no decimals
 KINDS = ("iou", "dice", "precision", "recall")
 
 
@@ -175,6 +176,7 @@ def _confusion(details: Mapping[str, Any]) -> str:
     matrix, classes = details.get("confusion"), details["classes"]
     if not matrix or len(classes) > CONFUSED:
         return ""
+    digits, kind = (0, "confusion many") if len(classes) > MANY else (1, "confusion")
     heads = "".join(f'<th title="{escape(name)}">{i}</th>' for i, name in enumerate(classes))
     rows = ""
     for i, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
@@ -184,12 +186,12 @@ def _confusion(details: Mapping[str, Any]) -> str:
             shade = (31, 119, 180) if i == k else (209, 73, 91)
             ink = "#fff" if share > 0.6 else "#1f2937"
             style = f"background:rgba({shade[0]},{shade[1]},{shade[2]},{share:.3f});color:{ink}"
-            text = "-" if not total else f"{100 * share:.1f}" if count else ""
+            text = "-" if not total else f"{100 * share:.{digits}f}" if count else ""
             cells += f'<td style="{style}" title="{escape(name)} as {escape(classes[k])}">{text}</td>'
         rows += f"<tr><th>{i} {escape(name)}</th>{cells}</tr>"
     note = quiet("Rows: what is true; columns, by the same numbers: what is predicted, in percent of the row's pixels.")
     return (
-        f'<h2>Confusion</h2><div class="wide"><table class="confusion"><tr><th>true \\ predicted</th>{heads}</tr>{rows}'
+        f'<h2>Confusion</h2><div class="wide"><table class="{kind}"><tr><th>true \\ predicted</th>{heads}</tr>{rows}'
         f"</table></div>{note}"
     )
 
@@ -208,7 +210,7 @@ def _calibration(details: Mapping[str, Any]) -> str:
         )
     note = quiet(
         f"Expected calibration error {bins['ece']:.4f}, over {sum(bins['pixels']):,} pixels in {len(bins['pixels'])}"
-        f" bins. {what}; bars below the dashed line: surer than right."
+        f" bins. {what}; bars below the dashed line: less often so than said."
     )
     return f"<h2>Calibration</h2>{picture('reliability diagram', reliability(bins, *axes), part=True)}{note}"
 
