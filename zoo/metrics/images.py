@@ -71,7 +71,8 @@ class ImageCounts(Metric):
     def _confidences(self, answer: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
         probabilities, (truth, valid) = answer["probabilities"], truth_of(batch["mask"], self.mode, self.ignore_index)
         if self.mode == "multiclass":
-            confidence, winner = probabilities.max(dim=1)
+            winner = answer["mask"].long()
+            confidence = probabilities.gather(1, winner[:, None])[:, 0]
             right = winner == truth
         else:
             confidence = probabilities[:, 0] if self.mode == "binary" else probabilities

@@ -78,10 +78,10 @@ def compare(runs: Sequence[Run], split: str | None = None) -> list[Comparison]:
         )
     found = [_compare_on(runs, name) for name in shared]
     if not any(one.images for one in found):
+        told = "; ".join(f"{run.name}: {', '.join([*run.tests[shared[0]].images[:1], '...'])}" for run in runs)
         raise UserError(
-            f"The runs have no image in common on {', '.join(shared)}: {first.name} measured"
-            f" {first.tests[shared[0]].images[0]!r} ..., {runs[1].name} {runs[1].tests[shared[0]].images[0]!r} ...;"
-            " images are matched by their names below the data's root."
+            f"The runs have no image in common on {', '.join(shared)} ({told}); images are matched by their names below"
+            " the data's root."
         )
     return [one for one in found if one.images]
 
