@@ -1,4 +1,4 @@
-"""The command line: train, test, compare, predict, export, data, list, show, copy, doctor; each imports its needs late."""
+"""The command line: train, test, compare, predict, export, data, list, show, copy, doctor. Each imports late."""
 
 import argparse
 import os
