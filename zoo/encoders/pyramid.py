@@ -132,6 +132,8 @@ class Pyramid(nn.Module):
             return x
         if stride >= 2 * r:
             return separable(x, averaging(x.shape[-2], size[0], x), averaging(x.shape[-1], size[1], x))
+        if stride < r:  # enlarged many times faster in this layout, which convolutions take as well
+            x = x.contiguous(memory_format=torch.channels_last)
         return resize(x, size)
 
 
