@@ -15,6 +15,7 @@ from zoo.datasets.transforms import Transform
 from zoo.errors import UserError, nearest
 from zoo.training.keys import Recipe
 from zoo.training.loader import eval_loader
+from zoo.training.unreadable import Readable
 
 PASSES = 25  # over the few images of `overfit` in an epoch, so that it has steps enough
 
@@ -90,7 +91,11 @@ class Splits:
         height, width = data.size or (512, 512)
         pixels = data.batch_size * height * width  # what fitted into a training step fits without gradients
         return eval_loader(
-            self.original(split), batch_size=data.batch_size, pixels=pixels, num_workers=data.num_workers
+            Readable(self.original(split), replace=False),
+            batch_size=data.batch_size,
+            pixels=pixels,
+            num_workers=data.num_workers,
+            timeout=data.timeout,
         )
 
 

@@ -76,6 +76,12 @@ class Data:
     """images in a batch, on each device"""
     num_workers: NonNegativeInt = 2
     """processes that read images; 0 = the training process itself"""
+    on_error: Literal["raise", "skip"] = "raise"
+    """an image or mask that can't be read: raise ends the training; skip takes another, and measures without it"""
+    max_errors: PositiveFloat = 0.01
+    """with skip, unreadable images of a split above which it ends all the same; below 1 a share (at least one image)"""
+    timeout: NonNegativeFloat = 600.0
+    """seconds to wait for a batch before the training ends and says where its workers hang; 0 = for ever"""
     rates: tuple[PositiveFloat, ...] | None = None
     """each batch is trained on once at each of these rates of its size, an optimiser step each; null = [1]"""
     soft_masks: bool = False
@@ -173,6 +179,8 @@ class Recipe:
     """training runs through torch.compile: minutes at the start, then faster; validation does not"""
     overfit: PositiveInt | None = None
     """train and validate on that many training images alone, unvaried: can they be learned?; null = all images"""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """a loss that is no number: stop keeps its batch in bad_batch.safetensors; skip leaves the step out and goes on"""
     save_every: PositiveInt | None = 1000
     """optimiser steps between two states to resume from, beside one at each epoch's end; null = at these alone"""
     seed: NonNegativeInt = 0

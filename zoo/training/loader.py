@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from zoo.errors import UserError
+from zoo.training.watchdog import Watched, tell_on_signal
 
 Batch = dict[str, Any]
 
@@ -99,6 +100,10 @@ class Rates:
         self.first = 0  # of the rates of a resumed pass's first batch
 
     @property
+    def dataset(self) -> Any:
+        return self.loader.dataset
+
+    @property
     def batch_sampler(self) -> Any:
         return self.loader.batch_sampler  # where Lightning sets the epoch
 
@@ -140,14 +145,19 @@ def train_loader(
     num_workers: int = 0,
     seed: int = 0,
     rates: Sequence[float] | None = None,
+    timeout: float = 0.0,
 ) -> DataLoader[Batch] | Rates:
-    """Shuffled batches of equally sized samples; the last, smaller one is kept unless it is a single sample."""
+    """Shuffled batches of equally sized samples; the last, smaller one is kept unless it is a single sample.
+
+    timeout: seconds that workers may take for a batch, 0 = any.
+    """
     size = len(dataset)  # type: ignore[arg-type]  # torch declares no __len__
-    loader = DataLoader(
+    loader = _loader(
         dataset,
+        num_workers,
+        timeout,
         batch_sampler=Batches(EpochSampler(size, seed=seed), batch_size),
         collate_fn=one_size,
-        **_workers(num_workers),
     )
     return Rates(loader, rates) if rates else loader
 
@@ -164,21 +174,22 @@ def begin(loader: DataLoader[Batch] | Rates, epoch: int, batch: int) -> None:
 
 
 def eval_loader(
-    dataset: Dataset[Batch], *, batch_size: int, pixels: int, num_workers: int = 0
+    dataset: Dataset[Batch], *, batch_size: int, pixels: int, num_workers: int = 0, timeout: float = 0.0
 ) -> DataLoader[list[Batch]]:
     """Lists of batches at the images' original sizes, in order: neighbours of equal size lie in one batch.
 
-    A batch holds at most `batch_size` images and `pixels` pixels in all (a single image may have more).
+    A batch holds at most `batch_size` images and `pixels` pixels in all (a single image may have more). Samples without
+    an image, which could not be read, are a batch of their own. timeout: as for training.
     """
     size = len(dataset)  # type: ignore[arg-type]
-    loader: DataLoader[list[Batch]] = DataLoader(
-        dataset,  # type: ignore[arg-type]  # collating makes lists of its items
+    return _loader(
+        dataset,
+        num_workers,
+        timeout,
         batch_size=batch_size,
         sampler=EpochSampler(size, shuffle=False),
         collate_fn=EqualSizes(pixels),
-        **_workers(num_workers),
     )
-    return loader
 
 
 def one_size(samples: list[Batch]) -> Batch:
@@ -203,13 +214,16 @@ class EqualSizes:
     def __call__(self, samples: list[Batch]) -> list[Batch]:
         runs: list[list[Batch]] = []
         for sample in samples:
+            if "image" not in sample:
+                continue
             shape = sample["image"].shape
             fits = runs and runs[-1][0]["image"].shape == shape
             if fits and (len(runs[-1]) + 1) * shape[-2] * shape[-1] <= self.pixels:
                 runs[-1].append(sample)
             else:
                 runs.append([sample])
-        return [default_collate(run) for run in runs]
+        unread = [sample for sample in samples if "image" not in sample]
+        return [default_collate(run) for run in (*runs, *([unread] if unread else []))]
 
 
 def check_measurable(images: int, world: int) -> None:
@@ -228,13 +242,12 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
-def _workers(number: int) -> dict[str, Any]:
-    return dict(
-        num_workers=number,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=number > 0,
-        worker_init_fn=_begin_worker,
-    )
+def _loader(dataset: Any, workers: int, timeout: float, **options: Any) -> DataLoader[Any]:
+    options |= {"pin_memory": torch.cuda.is_available()}
+    if not workers:
+        return DataLoader(dataset, **options)
+    own = {"persistent_workers": True, "worker_init_fn": _begin_worker}
+    return Watched(dataset, num_workers=workers, timeout=timeout, **own, **options)
 
 
 def _begin_worker(worker: int) -> None:
@@ -246,6 +259,7 @@ def _begin_worker(worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    tell_on_signal()
     torch.set_num_threads(1)
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)

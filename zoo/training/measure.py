@@ -14,6 +14,7 @@ from zoo.report.page import write_page
 from zoo.training import record, tested
 from zoo.training.callbacks import Keep, Show, Tables
 from zoo.training.data import Splits, fold_of, open_data
+from zoo.training.guards import Guard
 from zoo.training.keys import Recipe
 from zoo.training.module import Training
 from zoo.training.recipe import load_recipe
@@ -56,7 +57,8 @@ def test(
             data.check_split(name)
         module = Training(model, create_metrics(model.task, recipe.protocol))
         show = Show(console, Tables(None), Keep(None, None))
-        trainer = create_trainer({k: v for k, v in recipe.trainer.items() if k in EVALUATION_KEYS}, [show])
+        guard = Guard(recipe, console)
+        trainer = create_trainer({k: v for k, v in recipe.trainer.items() if k in EVALUATION_KEYS}, [guard, show])
         found, by_image = {}, []
         for name in chosen:
             found[name] = measure(trainer, module, data, name)
@@ -94,6 +96,7 @@ def _images(recipe: Recipe) -> tuple[Any, ...]:
 
 def measure(trainer: Trainer, module: Training, data: Splits, split: str) -> dict[str, float]:
     """The metrics on a split, and the number of images, counted over all processes; `module.counted` tells the rest."""
+    module.split = split
     module.counter = create_counts(module.model.task, [str(pair.image) for pair in data.pairs[split]])
     trainer.test(module, data.eval_loader(split), verbose=False)
     return {"images": module.images, **module.scores}

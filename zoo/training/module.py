@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
-from zoo.errors import UserError
 from zoo.metrics.images import ImageCounts
 from zoo.model import Model
 from zoo.training.average import Average
@@ -19,6 +18,7 @@ from zoo.training.compiled import compiled
 from zoo.training.keys import Optimizer, Scheduler
 from zoo.training.loader import Batch, processes
 from zoo.training.optim import create_optimizer, create_schedule
+from zoo.training.unreadable import found_in
 
 
 class Training(LightningModule):
@@ -29,7 +29,9 @@ class Training(LightningModule):
     weights, which then is what validation measures; a test measures `model`. channels_last, compile: how the model is
     run in training.
     After a training epoch `terms` holds the mean of every loss term; after an evaluation `scores` holds the metrics and
-    `images` the number of images measured. counter: what a test counts beside the metrics; `counted` holds that.
+    `images` the number of images measured, `unread` the paths of those that could not be read, with the reason;
+    `split` names what a test measures. `latest` holds the last step's terms: their names, and values (terms,).
+    counter: what a test counts beside the metrics; `counted` holds that.
     """
 
     class_weights: Tensor | None
@@ -60,9 +62,11 @@ class Training(LightningModule):
         self.images = 0
         self.counter: ImageCounts | None = None
         self.counted: dict[str, Tensor] | None = None
+        self.unread: dict[str, str] = {}
+        self.split = "test"
+        self.latest: tuple[list[str], Tensor] = ([], torch.empty(0))
         self._names: list[str] = []
         self._sums: Tensor | None = None  # on the device: a step never waits for a number
-        self._last: Tensor | None = None
 
     @property
     def kept(self) -> Model:
@@ -83,11 +87,12 @@ class Training(LightningModule):
         values, count = torch.stack([value.detach().float() for value in terms.values()]), len(batch["image"])
         if self._sums is None or self._names != list(terms):
             self._names, self._sums = list(terms), values.new_zeros(len(values) + 1)
-        self._sums[:-1] += values * count
-        self._sums[-1] += count
-        self._last = terms["loss"].detach()
+        counts = values.isfinite().all() * count  # a step without a loss counts as none
+        self._sums[:-1] += values.nan_to_num(posinf=0.0, neginf=0.0) * counts
+        self._sums[-1] += counts
+        self.latest = (self._names, values)
         if self.trainer.loggers:
-            self.log("step/loss", self._last)
+            self.log("step/loss", terms["loss"].detach())
         return terms["loss"]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -106,21 +111,14 @@ class Training(LightningModule):
         """Fill `terms` from the epoch's steps of all processes; called once by each of them.
 
         Not `on_train_epoch_end`: Lightning calls a module's hook after those of the callbacks that need the terms.
-        Raises UserError where the loss has become infinite or not a number.
         """
-        if self._sums is None or self._last is None:
+        if self._sums is None:
             return
-        wrong = (~torch.isfinite(self._last)).to(self._sums)  # on any process: all are to stop, or none
-        reduced = torch.cat([self._sums, wrong[None]])
+        reduced = self._sums.clone()
         if processes()[1] > 1:
             torch.distributed.all_reduce(reduced)
-        *sums, count, failed = reduced.tolist()
-        if failed:
-            raise UserError(
-                f"The loss is infinite or not a number at the end of epoch {self.current_epoch + 1};"
-                f" lower optimizer.lr (now {self.optimizer.lr:g}) or set --trainer.gradient_clip_val 1."
-            )
-        self.terms = {name: value / count for name, value in zip(self._names, sums, strict=True)}
+        *sums, count = reduced.tolist()
+        self.terms = {name: value / count if count else math.nan for name, value in zip(self._names, sums, strict=True)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Every process's sums of the epoch so far."""
@@ -147,6 +145,7 @@ class Training(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.metrics.reset()
         self.images = 0
+        self.unread = {}
 
     def on_validation_epoch_end(self) -> None:
         self.scores = {name: float(value) for name, value in self.metrics.compute().items()}
@@ -171,6 +170,9 @@ class Training(LightningModule):
 
     def _measure(self, model: Model, batches: list[Batch], counter: ImageCounts | None = None) -> None:
         for batch in batches:
+            if "image" not in batch:
+                self.unread |= found_in(batch)
+                continue
             with torch.autocast(self.device.type, enabled=False):  # training may be 16-mixed, measuring never is
                 answer = model.answer(batch["image"], **self._inputs(batch))
             self.metrics.update(answer, batch)

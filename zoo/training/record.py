@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 import zoo
+from zoo.errors import UserError
 from zoo.files import aside
 from zoo.metrics import LESS_IS_BETTER
 from zoo.model import Model
@@ -26,7 +27,7 @@ from zoo.report.page import read_table, write_page
 from zoo.training.callbacks import METRICS, TIMINGS, Keep, Tables
 from zoo.training.data import Splits, fold_of
 from zoo.training.keys import Recipe
-from zoo.training.state import State
+from zoo.training.state import newest
 from zoo.training.surroundings import one_line
 
 SAMPLES = 6
@@ -111,12 +112,12 @@ def leave(
     facts: dict[str, Any],
     keep: Keep,
     tables: Tables,
-    state: State,
     error: BaseException,
     console: Console,
 ) -> None:
     """What an unfinished run leaves: nothing where nothing was saved yet, else what was saved and a word on it."""
-    if keep.epoch is None and not state.saved:
+    saved = newest(folder)
+    if keep.epoch is None and not saved and not list(folder.glob("bad_batch*")):
         shutil.rmtree(folder, ignore_errors=True)
         if facts:  # else nobody has heard of the folder yet
             console.print(f"Nothing was saved yet, so {folder} is gone.")
@@ -124,8 +125,8 @@ def leave(
     what = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"ended with an error ({one_line(error)})"
     there = f"the checkpoint is epoch {keep.epoch}'s" if keep.epoch else "there is no checkpoint yet"
     notice = f"This training {what} in epoch {len(tables.metrics) + 1}; {there}."
-    if state.saved:
-        notice += f" `{facts['commands']['go on']}` goes on after step {state.saved}."
+    if saved:
+        notice += f" `{facts['commands']['go on']}` goes on after step {saved}."
     try:
         write_json(folder / "run.json", facts | {"notice": notice, "kept_epoch": keep.epoch})
         draw_curves(folder, keep)
@@ -150,7 +151,12 @@ def draw_samples(
     model.to(device).eval()
     found = []
     for index in indices:
-        sample = dataset[index]
+        try:
+            sample = dataset[index]
+        except UserError:
+            if data.recipe.data.on_error == "skip":
+                continue
+            raise
         with torch.inference_mode():
             answer = model.answer(sample["image"][None].to(device))
         image, truth = sample["image"].permute(1, 2, 0).numpy(), sample["mask"].numpy()

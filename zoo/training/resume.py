@@ -17,6 +17,8 @@ from zoo.training.surroundings import create_console
 HARMLESS = (
     "data.num_workers",
     "data.root",
+    "data.timeout",
+    "data.max_errors",
     "save_every",
     "trainer.logger",
     "trainer.log_every_n_steps",

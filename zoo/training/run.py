@@ -31,6 +31,7 @@ from zoo.training import record, tested
 from zoo.training.balance import class_weights
 from zoo.training.callbacks import Keep, Show, Tables
 from zoo.training.data import PASSES, Splits, fold_of, open_data
+from zoo.training.guards import Guard
 from zoo.training.keys import Recipe
 from zoo.training.loader import check_measurable, train_loader
 from zoo.training.loggers import create_logger
@@ -40,6 +41,7 @@ from zoo.training.optim import create_optimizer, create_schedule
 from zoo.training.state import STATE, Past, State, keep_newest
 from zoo.training.surroundings import create_console, interruptible, one_line, quiet, sentences
 from zoo.training.trainer import create_trainer, effective_batch
+from zoo.training.unreadable import Readable
 
 EPOCHS = 20  # where a recipe bounds neither epochs, steps nor time
 
@@ -93,17 +95,19 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
         looked = {"values": data.card.values, "num_classes": data.card.num_classes}
         recipe.data.card = {**recipe.data.card, **looked}
     loader = train_loader(
-        data.training(),
+        Readable(data.training(), replace=True),
         batch_size=recipe.data.batch_size,
         num_workers=recipe.data.num_workers,
         seed=recipe.seed,
         rates=recipe.data.rates,
+        timeout=recipe.data.timeout,
     )
     folder = None
     if is_first():  # a new one now, lest a long training finds no place
         folder = past.folder if past else new_folder(runs / recipe.name / fold_of(recipe).replace(" ", "_"))
     state = State(folder, loader, every=recipe.save_every, seed=recipe.seed, changed=bool(past and past.changed))
     tables, keep, facts = Tables(folder), Keep(folder, None), dict[str, Any]()
+    guard = Guard(recipe, console, folder)
     try:
         with sentences(recipe), interruptible():
             model = _model(recipe, data.card)
@@ -114,7 +118,7 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
             keep.monitor = _monitor(recipe, data, metrics)
             stop = _early_stopping(recipe, keep.monitor)
             start = LambdaCallback(on_train_start=lambda *_: _write_start(folder, recipe, data, facts))
-            callbacks = [tables, keep, state, start, Show(console, tables, keep), *stop]
+            callbacks = [guard, tables, keep, state, start, Show(console, tables, keep), *stop]
             trainer = create_trainer(recipe.trainer, callbacks, create_logger(recipe.trainer.get("logger"), folder))
             if effective := effective_batch(trainer, recipe.data.batch_size):
                 console.print(f"Note: {effective}")
@@ -152,7 +156,7 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
                 )
     except BaseException as error:
         if folder and (state.began or not past):
-            record.leave(folder, facts, keep, tables, state, error, console)
+            record.leave(folder, facts | guard.facts(), keep, tables, error, console)
         raise
     folder = Path(trainer.strategy.broadcast(str(folder)))  # only the first process has made one
     model.load_state_dict(checkpoint.read(folder)[1])
@@ -160,7 +164,8 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
         facts["told"].append(record.ended(recipe.early_stopping.patience, keep.monitor, len(tables.metrics)))
     if recipe.overfit:
         facts["told"].append(record.learned(data.images["train"], keep, tables.metrics))
-    facts |= {"told": [*facts["told"], record.kept(keep)], "kept_epoch": keep.epoch, "finished": True}
+    facts["told"] += [*guard.told("train", "val"), record.kept(keep)]
+    facts |= guard.facts() | {"kept_epoch": keep.epoch, "finished": True}
     facts["commands"]["prolong it"] = f"{facts['commands'].pop('go on')} --resume_anyway --trainer.max_epochs N"
     if trainer.is_global_zero:  # finished, whatever a test may still find
         record.write_json(folder / "run.json", facts)
@@ -170,7 +175,7 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
         console.print(f"{folder / STATE} ({size / 1e6:.0f} MB) is there to prolong it; it may be deleted.")
     for line in facts["told"][1:]:
         console.print(line)
-    _finish(folder, recipe, data, trainer, module, facts, console)
+    _finish(folder, recipe, data, trainer, module, guard, facts, console)
     return folder
 
 
@@ -180,6 +185,7 @@ def _finish(
     data: Splits,
     trainer: Trainer,
     module: Training,
+    guard: Guard,
     facts: dict[str, Any],
     console: Console,
 ) -> None:
@@ -190,6 +196,8 @@ def _finish(
             for split in data.test_splits:
                 found[split] = measure(trainer, module, data, split)
                 console.print(record.told(split, found[split]))
+                facts["told"] += guard.told(split) if split != "val" else []
+                facts |= guard.facts()
                 if trainer.is_global_zero:
                     by_image, device = tested.take(module, data, split), trainer.strategy.root_device
                     tested.write(folder, by_image, module.model, data, device)

@@ -24,6 +24,7 @@ from lightning.pytorch import Callback, Trainer
 from zoo.errors import Terminated
 from zoo.files import aside
 from zoo.training.loader import begin, processes
+from zoo.training.surroundings import create_console, one_line
 
 STATE = "state"
 KEPT = 2  # states, so that there is one to go back to
@@ -44,6 +45,11 @@ def find_state(run: Path) -> Path | None:
     return next((path for path in reversed(_states(run / STATE)) if _is_whole(path)), None)
 
 
+def newest(run: Path) -> int:
+    """The step of a run's newest state, 0 where it has none."""
+    return max((int(path.stem) for path in _states(run / STATE)), default=0)
+
+
 def _states(folder: Path) -> list[Path]:
     """All states, oldest first."""
     return sorted((path for path in folder.glob("*.ckpt") if path.stem.isdigit()), key=lambda path: int(path.stem))
@@ -62,11 +68,18 @@ class Whole(CheckpointIO):
     """Files of states that are written aside, brought to the disk and then renamed; read without running pickles."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(exist_ok=True)
-        with aside(path) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        """Where the disk is full or refuses, the training goes on without this state, and says so."""
+        try:
+            Path(path).parent.mkdir(exist_ok=True)
+            with aside(path) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch has a RuntimeError for a file that takes no more
+            create_console().print(
+                f"The state {path} could not be written ({one_line(error)}); make room. The training goes on, and the"
+                " states before it stay."
+            )
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))

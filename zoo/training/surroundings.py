@@ -1,5 +1,6 @@
 """What surrounds a training: one process that speaks, libraries that keep quiet, and errors as sentences."""
 
+import errno
 import logging
 import re
 import signal
@@ -79,16 +80,15 @@ def sentences(recipe: Recipe) -> Iterator[None]:
         if found and head.startswith("Caught"):
             raise UserError(sentence.strip()) from None
         raise
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"The device's memory is full; lower data.batch_size (now {recipe.data.batch_size}) or data.size. Images"
-            " are measured at their original size; where these are large, --model.input_size '[512, 512]' bounds it."
-        ) from None
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UserError(no_memory(recipe, error)) from None
     except MisconfigurationException as error:
         raise UserError(f"The recipe's trainer keys do not fit: {one_line(error)}") from None
     except BrokenPipeError:
         raise  # nobody reads what is printed
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise UserError(no_memory(recipe, error)) from None
         last = one_line(error).rpartition("Error: ")[2]
         raise UserError(f"A file could not be written or read ({last}); make room, or see who may use it.") from error
     except ValueError as error:
@@ -96,12 +96,38 @@ def sentences(recipe: Recipe) -> Iterator[None]:
             raise UserError(OTHER_STATE.format(one_line(error))) from None
         raise
     except RuntimeError as error:
+        if re.search(NO_MEMORY, str(error)):
+            raise UserError(no_memory(recipe, error)) from None
         for sign, told in RUNTIME_ERRORS.items():
             if re.search(sign, str(error)):
                 raise UserError(told.format(one_line(error))) from None
         raise
 
 
+def no_memory(recipe: Recipe, error: BaseException) -> str:
+    """The sentence for a memory that is full: what there is to lower, with its present value."""
+    data, trainer = recipe.data, recipe.trainer
+    which = "GPU's" if isinstance(error, torch.OutOfMemoryError) else "computer's"
+    size = f"[{data.size[0]}, {data.size[1]}]" if data.size else "null"
+    precision = trainer.get("precision") or ("16-mixed" if which == "GPU's" else "32-true")
+    ways = [f"lower data.batch_size (now {data.batch_size})"]
+    if data.batch_size > 1:
+        ways[0] += (
+            f", with trainer.accumulate_grad_batches (now {trainer.get('accumulate_grad_batches') or 1}) raised to"
+            " learn from as many images in a step"
+        )
+    ways.append(f"lower data.size (now {size})")
+    if "16" not in str(precision):
+        ways.append(f"set --trainer.precision bf16-mixed (now {precision})")
+    if which != "GPU's" and data.num_workers:
+        ways.append(f"lower data.num_workers (now {data.num_workers})")
+    return (
+        f"The {which} memory is full ({one_line(error)[:120]}): {'; or '.join(ways)}. Images are measured at their"
+        " original size; where these are large, --model.input_size '[512, 512]' bounds it."
+    )
+
+
+NO_MEMORY = r"DefaultCPUAllocator|not enough memory|[cC]annot allocate memory|MemoryError|std::bad_alloc"
 NO_WORKERS = (
     "A process that reads images was killed, mostly for lack of memory, or of shared memory (/dev/shm) in a container;"
     " set --data.num_workers 0, or lower data.batch_size."
@@ -114,6 +140,8 @@ RUNTIME_ERRORS = {
     r"Error\(s\) in loading state_dict": OTHER_STATE,
     r"DataLoader worker \(pid": NO_WORKERS,
     r"Bus error|shared memory|unable to (write to|open) file": NO_WORKERS,
+    r"[Cc]onnection (was )?(closed|reset) by|Socket closed": "Another process of this training has ended, and says why"
+    " above ({0}).",
     r"deterministic": "trainer.deterministic is set, but a part of this training has no deterministic form on this"
     " device; set it to warn, or leave it out ({0}).",
 }
