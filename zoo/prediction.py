@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,8 +65,8 @@ class Prediction:
         """Write the answer as files that other programs read; returns the paths.
 
         `mask`: `NAME.png` (class ids, uint8 or uint16) and `NAME_overlay.png`; overlapping classes get a file each,
-        `NAME_CLASS.png` with 0 and 1. Every other map of one or three planes in [0, 1], as an alpha or an image, is
-        `NAME_KEY.png` (8 bits), single numbers are in `NAME.json`. Above 2^26 pixels a map is a tiled TIFF, `.tif` in
+        `NAME_CLASS.png` with 0 and 1 (`NAME_CLASS_0.png`, by number, where names are equal as files). Every other map
+        of one or three planes in [0, 1], as an alpha or an image, is `NAME_KEY.png` (8 bits), single numbers are in `NAME.json`. Above 2^26 pixels a map is a tiled TIFF, `.tif` in
         place of `.png`, written by windows, and the overlay a preview. probabilities: `NAME_probabilities.npz` too.
         name: a file stem, may hold subfolders; by default the image's own, "prediction" for one from memory (so give
         names where images of several folders may share one). Each file is written aside and then renamed.
@@ -77,7 +78,10 @@ class Prediction:
         if "mask" in self.arrays:
             mask = self.arrays["mask"]
             if mask.ndim == 3:
-                names = [re.sub(r"[^\w.-]+", "_", name) for name in self.class_names or map(str, range(len(mask)))]
+                names = _file_names(
+                    self.class_names or [*map(str, range(len(mask)))],
+                    {"overlay", *self.arrays} - {"mask", "probabilities"},
+                )
                 files |= {f"_{k}{end}": partial(_ids, m, np.uint8) for k, m in zip(names, mask, strict=True)}
             else:
                 files[end] = partial(_ids, mask, np.uint8 if len(self.class_colors) <= 256 else np.uint16)
@@ -140,8 +144,29 @@ def default_colors(count: int) -> list[Color]:
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb]
 
 
+def stems_of(file: Path) -> set[Path]:
+    """The paths FOLDER/NAME for which `Prediction.save` might write this very file, whatever the task and its classes.
+
+    a/x_1_b.png may be of a/x_1_b, of a/x_1 (a class "b") and of a/x (a class "1 b").
+    """
+    if file.suffix not in (".png", ".tif", ".json", ".npz"):
+        return set()
+    parts = file.stem.split("_")
+    return {file.with_name("_".join(parts[:k])) for k in range(1, len(parts) + 1) if parts[:k] != [""]}
+
+
 Window = tuple[slice, slice]
 Part = Callable[[Window], np.ndarray]  # a window of a picture: (h, w) or (h, w, 3), uint8 or uint16
+
+
+def _file_names(classes: Sequence[str], taken: set[str]) -> list[str]:
+    """Names of classes as parts of file names, each another one, on disks that don't tell case apart too."""
+    names = [re.sub(r"[^\w.-]+", "_", name) for name in classes]
+    while True:
+        count = Counter([name.casefold() for name in names] + [name.casefold() for name in taken])
+        if not any(count[name.casefold()] > 1 for name in names):
+            return names
+        names = [f"{name}_{k}" if count[name.casefold()] > 1 else name for k, name in enumerate(names)]
 
 
 def _ids(mask: np.ndarray, dtype: type, window: Window) -> np.ndarray:

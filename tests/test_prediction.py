@@ -1,0 +1,27 @@
+"""What `Prediction.save` writes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo.prediction import Prediction
+
+
+@pytest.mark.parametrize(
+    ("classes", "endings"),
+    [
+        (["cat", "dog"], ["cat", "dog"]),
+        (["a b", "a_b", "c"], ["a_b_0", "a_b_1", "c"]),
+        (["Cat", "cat", "cat_1"], ["Cat_0", "cat_1_1", "cat_1_2"]),
+        (["overlay", "Overlay"], ["overlay_0", "Overlay_1"]),
+        (["alpha", "b"], ["alpha_0", "b"]),
+    ],
+)
+def test_each_overlapping_class_is_a_file_of_its_own_beside_all_others(tmp_path, classes, endings):
+    masks = np.stack([np.full((5, 4), k % 2 == 0) for k in range(len(classes))])
+    arrays = {"mask": masks, "alpha": np.zeros((1, 5, 4), np.float32)}
+    written = Prediction(np.zeros((5, 4, 3), np.uint8), arrays, class_names=classes).save(tmp_path, name="x")
+    assert [path.name for path in written] == [f"x_{end}.png" for end in (*endings, "overlay", "alpha")]
+    assert len({path.name.casefold() for path in tmp_path.iterdir()}) == len(written)
+    for path, mask in zip(written, masks, strict=False):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), mask)
