@@ -105,6 +105,34 @@ def test_an_input_is_never_overwritten(run, capsys):
     assert written("in") == ["x.png"]
 
 
+@pytest.mark.parametrize(
+    ("kept", "place"),
+    [("x.tif", "y.jpg"), ("x_cat.png", "x.jpg"), ("x_big_cat.tif", "x.jpg"), ("a/x_alpha.png", "a/x.jpg")],
+)
+def test_no_ending_that_an_answer_may_have_overwrites_an_input(kept, place):
+    for name in (kept, place):
+        image(f"in/{name}")
+    with pytest.raises(UserError, match=f"{kept}' is an input and would be overwritten"):
+        names(f"in/{place}", f"in/{kept}", out=str(Path("in", kept).parent))
+    assert len(names(f"in/{place}", f"in/{kept}")) == 2
+
+
+def test_a_link_among_the_inputs_is_not_overwritten():
+    image("elsewhere/x.png")
+    Path("in").mkdir()
+    Path("in/x.png").symlink_to(Path("elsewhere/x.png").resolve())
+    with pytest.raises(UserError, match="would be overwritten"):
+        names("in/x.png", out="in")
+
+
+def test_files_that_were_there_and_are_replaced_are_counted(run, capsys):
+    image("in/x.png")  # no input
+    main(["predict", run, image("in/x.jpg"), "-o", "in"])
+    assert capsys.readouterr().out.endswith("1 of 1 image predicted, in in (1 file of before replaced)\n")
+    main(["predict", run, "in/x.jpg", "-o", "in"])
+    assert "(2 files of before replaced)" in capsys.readouterr().out
+
+
 def test_files_that_cannot_be_read_are_named_and_the_rest_is_predicted(run, capsys):
     for i in range(5):
         image(f"in/{i}.png")

@@ -107,17 +107,23 @@ def predict(args: argparse.Namespace) -> int:
     if not program:
         there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         options |= dict(device=args.device or there, precision=args.precision)
+    folders = {(args.out / name).parent for name in names.values()}
+    before = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
+    replaced = 0
     failed: list[UserError] = []
     options |= find_given(args.given, [place.with_suffix("").as_posix() for _, place in found])
     predictions = net.predict(iter(names), failed=failed, **options)
     for prediction in track(predictions, len(names), "predicting"):
-        prediction.save(args.out, name=names[prediction.path], probabilities=args.probabilities)
+        paths = prediction.save(args.out, name=names[prediction.path], probabilities=args.probabilities)
+        replaced += len(before.intersection(paths))
     for sentence in failed[:SHOWN]:
         print(f"zoo: {sentence}", file=sys.stderr)
     if len(failed) > SHOWN:
         print(f"zoo: ... and {len(failed) - SHOWN} more.", file=sys.stderr)
     done = len(names) - len(failed)
-    print(f"{done} of {len(names)} image{'s' * (len(names) != 1)} predicted" + (f", in {args.out}" if done else ""))
+    where = f", in {args.out}" if done else ""
+    where += f" ({replaced} file{'s' * (replaced != 1)} of before replaced)" if replaced else ""
+    print(f"{done} of {len(names)} image{'s' * (len(names) != 1)} predicted{where}")
     return 0 if not failed else 1 if done else 2
 
 
@@ -182,7 +188,7 @@ def name_outputs(inputs: Sequence[tuple[Path, Path]], out: Path) -> dict[Path, s
     """The name, below `out` and without a suffix, that each file's outputs get; no two write the same file.
 
     Equal names from different folders are told apart by their folders, `a.jpg` beside `a.png` by their suffixes
-    (`a_jpg`, `a_png`). Raises UserError where an output would overwrite an input.
+    (`a_jpg`, `a_png`). Raises UserError where an output of any kind might overwrite an input.
     """
     places = dict(inputs)
     if _repeated(place.as_posix() for place in places.values()):
@@ -196,13 +202,12 @@ def name_outputs(inputs: Sequence[tuple[Path, Path]], out: Path) -> dict[Path, s
             stems[file] = f"{stem}_{file.suffix.removeprefix('.').lower()}"
     if twice := _repeated(stems.values()):
         raise UserError(f"Two inputs would both be written as {min(twice)!r}; predict them into separate folders.")
-    given = {file.resolve() for file in places}
-    for stem in stems.values():
-        for end in (".png", "_overlay.png"):
-            if (out / f"{stem}{end}").resolve() in given:
-                raise UserError(
-                    f"{str(out / f'{stem}{end}')!r} is an input and would be overwritten; choose another -o."
-                )
+    from zoo.prediction import stems_of
+
+    written = {(out / stem).parent.resolve() / (out / stem).name for stem in stems.values()}
+    for file in places:
+        if written & (stems_of(file.resolve()) | stems_of(file.parent.resolve() / file.name)):
+            raise UserError(f"{str(file)!r} is an input and would be overwritten; choose another -o.")
     return stems
 
 
