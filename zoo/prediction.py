@@ -66,8 +66,9 @@ class Prediction:
 
         `mask`: `NAME.png` (class ids, uint8 or uint16) and `NAME_overlay.png`; overlapping classes get a file each,
         `NAME_CLASS.png` with 0 and 1 (`NAME_CLASS_0.png`, by number, where names are equal as files). Every other map
-        of one or three planes in [0, 1], as an alpha or an image, is `NAME_KEY.png` (8 bits), single numbers are in `NAME.json`. Above 2^26 pixels a map is a tiled TIFF, `.tif` in
-        place of `.png`, written by windows, and the overlay a preview. probabilities: `NAME_probabilities.npz` too.
+        of one or three planes in [0, 1], as an alpha or an image, is `NAME_KEY.png` (8 bits), single numbers are in
+        `NAME.json`. Above 2^26 pixels a map is a tiled TIFF, `.tif` in place of `.png`, written by windows, and the
+        overlay a preview. probabilities: `NAME_probabilities.npz` too.
         name: a file stem, may hold subfolders; by default the image's own, "prediction" for one from memory (so give
         names where images of several folders may share one). Each file is written aside and then renamed.
         """
