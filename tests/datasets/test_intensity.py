@@ -4,12 +4,13 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from zoo.datasets.intensity import Intensity, read_image, to_tensor
 from zoo.datasets.masks import read_labels
-from zoo.datasets.pixels import MOST_PIXELS, find_images, pil_values
+from zoo.datasets.pixels import MOST_PIXELS, find_images, pil_values, read_stored
 from zoo.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -41,6 +42,39 @@ def test_sixteen_bit_grey_is_repeated_for_three_channels(tmp_path, suffix):
     Image.fromarray(DEEP[..., 0]).save(path)
     assert np.allclose(read_image(path), np.repeat(DEEP[..., :1], 3, axis=2) / 65535, atol=1e-7)
     assert read_image(path, channels=1).shape == (6, 9, 1)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize(
+    "layout", [{}, {"compression": "zlib"}, {"compression": "zlib", "rowsperstrip": 7}, {"tile": (16, 32)}]
+)
+@pytest.mark.parametrize("kind", ["u1", "u2", "i4", "f4"])
+def test_a_tiff_is_the_array_that_was_written(tmp_path, byteorder, layout, kind):
+    for channels in (1, 2, 3, 4, 5):
+        values = (RNG.random((33, 47, channels)) * 200).astype(kind)
+        values = values[..., 0] if channels == 1 else values
+        for photometric, planes in (("minisblack", False), ("minisblack", True), ("rgb", False), ("rgb", True)):
+            if (channels < 3 and photometric == "rgb") or (channels == 1 and planes):
+                continue
+            how = {"planarconfig": "separate" if planes else "contig"} if channels > 1 else {}
+            stored = np.moveaxis(values, -1, 0) if planes else values
+            path = tmp_path / "a.tif"
+            tifffile.imwrite(path, stored, photometric=photometric, byteorder=byteorder, **how, **layout)
+            found, turn = read_stored(path)
+            assert (found.dtype, turn) == (values.dtype, 1)
+            np.testing.assert_array_equal(found, values, err_msg=f"{channels} {photometric} {planes}")
+
+
+def test_channels_that_a_codec_that_is_not_here_would_lose_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.datasets.tiff.is_decodable", lambda page: False)
+    tifffile.imwrite(tmp_path / "a.tif", COLOUR, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(UserError, match="has 3 channels in a compression that needs a further package"):
+        read_stored(tmp_path / "a.tif")
+
+
+def test_the_other_pages_of_a_tiff_are_left_alone(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([COLOUR, COLOUR // 2]), photometric="rgb")
+    np.testing.assert_array_equal(read_stored(tmp_path / "a.tif")[0], COLOUR)
 
 
 def test_float_tiff_is_taken_as_it_is_in_grey_and_colour(tmp_path):

@@ -1,5 +1,8 @@
 """TIFFs by rows: the same pixels as the file read whole, and which files are left to be read whole."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tifffile
@@ -40,8 +43,6 @@ def by_rows(path, intensity=None, channels=3, step=47):
 def test_rows_are_those_of_the_file_read_whole(tmp_path, layout, byteorder, values):
     if values.dtype.kind == "f":
         layout = {key: value for key, value in layout.items() if key != "predictor"}
-        if byteorder == ">" and "compression" in layout:
-            pytest.skip("Pillow 13 swaps these floats twice")
     photometric = "rgb" if values.ndim == 3 else "minisblack"
     tifffile.imwrite(tmp_path / "a.tif", values, byteorder=byteorder, photometric=photometric, **layout)
     np.testing.assert_array_equal(by_rows(tmp_path / "a.tif"), read_image(tmp_path / "a.tif"))
@@ -100,3 +101,20 @@ def test_a_truncated_file_is_told(tmp_path, layout):
     rows = open_rows(tmp_path / "a.tif", Intensity(), 3, most=1000)
     with pytest.raises(UserError, match="may be truncated"):
         rows[250:300]
+
+
+def test_rows_hold_no_descriptor_while_nothing_is_read(tmp_path):
+    for i in range(60):
+        tifffile.imwrite(tmp_path / f"{i}.tif", COLOR, photometric="rgb", tile=(64, 80))
+    code = f"""
+import resource
+from pathlib import Path
+import tifffile
+from zoo.datasets.intensity import Intensity
+from zoo.datasets.rows import open_rows
+resource.setrlimit(resource.RLIMIT_NOFILE, (45, 45))
+opened = [open_rows(path, Intensity(), 3, most=1000) for path in Path({str(tmp_path)!r}).iterdir()]
+print(sum(rows[100:150].shape == (50, 217, 3) for rows in opened))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("60\n", "")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from zoo.datasets.pixels import ORIENTATION, pil_values, read_stored, upright
+from zoo.datasets.pixels import pil_values, read_stored, upright
+from zoo.datasets.tiff import ORIENTATION
 from zoo.errors import UserError, nearest
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from zoo.datasets.card import Card
-from zoo.datasets.pixels import ORIENTATION, read_stored, unreadable, upright
+from zoo.datasets.pixels import read_stored, unreadable, upright
+from zoo.datasets.tiff import ORIENTATION
 from zoo.datasets.values import Values, parse_values
 from zoo.errors import UserError
 

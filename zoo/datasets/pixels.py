@@ -1,6 +1,6 @@
 """Image files: which there are, and one of them into an array.
 
-Pillow reads where it keeps the depth, OpenCV 16-bit and float colour, NumPy .npy.
+tifffile reads plain TIFFs, Pillow where it keeps the depth, OpenCV 16-bit colour, NumPy .npy.
 """
 
 import glob
@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from zoo.datasets import tiff
+from zoo.datasets.tiff import ORIENTATION
 from zoo.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".npy")
 MOST_PIXELS = 2**30  # a phone takes 2e8, which Pillow refuses by default as a bomb; OpenCV's own limit is this one too
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow warns above this and refuses above twice as many
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # a broken file raises as well
-ORIENTATION = 0x0112  # the EXIF tag
 DEEP = ("RGB", "RGBA", "RGBX", "LA", "CMYK")  # modes that Pillow cuts to 8 bits
 
 
@@ -60,15 +61,11 @@ def read_stored(path: str | Path) -> tuple[np.ndarray, int]:
     path = Path(path)
     if path.suffix.lower() == ".npy":
         return _read_npy(path), 1
+    if path.suffix.lower() in tiff.SUFFIXES:
+        return _read_tiff(path)
     try:
-        with Image.open(path) as image:
-            deep = image.mode in DEEP and ";16" in str(image.tile)  # the raw mode, which loading forgets
-            image.load()  # here a truncated file shows
-            orientation = image.getexif().get(ORIENTATION, 1)
-            return (_read_cv2(path) if deep else pil_values(image)), orientation
+        return _read_pillow(path)
     except UnidentifiedImageError:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return _read_cv2(path), 1
         raise UserError(f"{path} is no image that can be read; replace it or take it out.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise unreadable(path, error) from None
@@ -106,6 +103,38 @@ def unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, Image.DecompressionBombError):
         return UserError(f"{path} has more than {MOST_PIXELS} pixels; cut it into parts or make it smaller.")
     return UserError(f"{path} can't be read ({error}); it may be truncated: replace it or take it out.")
+
+
+def _read_pillow(path: Path) -> tuple[np.ndarray, int]:
+    with Image.open(path) as image:
+        deep = image.mode in DEEP and ";16" in str(image.tile)  # the raw mode, which loading forgets
+        image.load()  # here a truncated file shows
+        return (_read_cv2(path) if deep else pil_values(image)), image.getexif().get(ORIENTATION, 1)
+
+
+def _read_tiff(path: Path) -> tuple[np.ndarray, int]:
+    """By tifffile what it can decode and needs no colour management; else by Pillow, or else by OpenCV."""
+    try:
+        with tiff.first_page(path) as page:
+            samples = page.samplesperpixel if page and tiff.is_plain(page) else None
+            if samples and page.imagelength * page.imagewidth > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            if samples and tiff.is_decodable(page):
+                return upright(tiff.page_values(page), tiff.orientation(page)), 1
+        try:
+            array, turn = _read_pillow(path)
+        except UnidentifiedImageError:
+            array, turn = _read_cv2(path), 1
+    except UserError:
+        raise
+    except Exception as error:  # whatever tifffile and the codecs say of broken bytes
+        raise unreadable(path, error) from None
+    if samples and array.size != samples * array.shape[0] * array.shape[1]:
+        raise UserError(
+            f"{path} has {samples} channels in a compression that needs a further package: pip install"
+            " 'visionzoo[tiff]', or save it uncompressed."
+        )
+    return array, turn
 
 
 def _read_cv2(path: Path) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from zoo.datasets.intensity import Intensity, Standardised, choose_channels, stored_to_pixels
-from zoo.datasets.pixels import ORIENTATION
+from zoo.datasets.tiff import SUFFIXES, first_page, is_decodable, is_plain, orientation, reopened
 from zoo.errors import ImageError
 
 KINDS = ("uint8", "uint16", "float32")
@@ -37,24 +37,23 @@ class Rows:
         """Rows (h, W, C) as they stand in the file. Raises ImageError where the file is truncated."""
         page, (start, stop, _) = self._page, rows.indices(self.length)
         out = np.empty((stop - start, self.width, page.samplesperpixel), page.dtype)
-        file = page.parent.filehandle
         try:
-            if page.is_contiguous:
-                file.seek(page.dataoffsets[0] + start * out[0].nbytes)
-                out[...] = file.read_array(np.dtype(page.parent.byteorder + page.dtype.char), out.size).reshape(
-                    out.shape
-                )
-                return out
-            tall, across = page.chunks[0], page.chunked[1]
-            for index in range(start // tall * across, -(-stop // tall) * across):
-                file.seek(page.dataoffsets[index])
-                coded = file.read(page.databytecounts[index])
-                if len(coded) < page.databytecounts[index]:
-                    raise EOFError("it ends early")
-                part, (_, _, y, x, _), shape = page.decode(coded or None, index, jpegtables=page.jpegtables)
-                top, bottom = max(y, start), min(y + shape[1], stop)
-                where = out[top - start : bottom - start, x : x + shape[2]]
-                where[...] = page.nodata if part is None else part[0, top - y : bottom - y, : where.shape[1]]
+            with reopened(page) as file:
+                if page.is_contiguous:
+                    file.seek(page.dataoffsets[0] + start * out[0].nbytes)
+                    kind = np.dtype(page.parent.byteorder + page.dtype.char)
+                    out[...] = file.read_array(kind, out.size).reshape(out.shape)
+                    return out
+                tall, across = page.chunks[0], page.chunked[1]
+                for index in range(start // tall * across, -(-stop // tall) * across):
+                    file.seek(page.dataoffsets[index])
+                    coded = file.read(page.databytecounts[index])
+                    if len(coded) < page.databytecounts[index]:
+                        raise EOFError("it ends early")
+                    part, (_, _, y, x, _), shape = page.decode(coded or None, index, jpegtables=page.jpegtables)
+                    top, bottom = max(y, start), min(y + shape[1], stop)
+                    where = out[top - start : bottom - start, x : x + shape[2]]
+                    where[...] = page.nodata if part is None else part[0, top - y : bottom - y, : where.shape[1]]
         except Exception as error:  # whatever tifffile and the codecs say of broken bytes
             raise ImageError(f"{self._path} can't be read ({error}); it may be truncated: replace it.") from None
         return out
@@ -66,45 +65,30 @@ def open_rows(path: Path, intensity: Intensity, channels: int, most: int) -> Row
     Not by rows: planes one after the other, palettes, bits and inverted grey, a codec that isn't installed (`pip
     install imagecodecs` for LZW and JPEG), an EXIF orientation, and percentiles of what is neither 8 nor 16 bits.
     """
-    if path.suffix.lower() not in (".tif", ".tiff"):
+    if path.suffix.lower() not in SUFFIXES:
         return None
-    import tifffile
-
     try:
-        file = tifffile.TiffFile(path)
-    except Exception:  # what it is then, reading it whole tells
-        return None
-    page: Any = file.pages[0] if len(file.pages) else None
-    if page is None or not _by_rows(page, intensity, most):
-        file.close()
+        with first_page(path) as page:
+            if page is None or not _by_rows(page, intensity, most):
+                return None
+    except OSError:  # what it is then, reading it whole tells
         return None
     return Rows(path, page, intensity, channels)
 
 
 def _by_rows(page: Any, intensity: Intensity, most: int) -> bool:
     """Whether the page takes more than `most` bytes and its rows can be read as `read_stored` would read them."""
-    import tifffile
-
     if (
-        page.dtype is None
+        not is_plain(page)
         or page.size * page.dtype.itemsize <= most
         or page.dtype.name not in KINDS
-        or page.bitspersample != 8 * page.dtype.itemsize
-        or page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
-        or page.planarconfig != tifffile.PLANARCONFIG.CONTIG
-        or page.imagedepth != 1
-        or tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples
-        or (ORIENTATION in page.tags and page.tags[ORIENTATION].value != 1)
+        or page.planarconfig != 1
+        or orientation(page) != 1
         or (intensity.percentile is not None and page.dtype.kind != "u")
+        or not is_decodable(page)
     ):
         return False
-    if page.is_contiguous:
-        return True
-    try:
-        page.decode(None, 0, jpegtables=page.jpegtables)
-    except ValueError:  # no codec
-        return False
-    return bool(np.prod(page.chunks) * page.dtype.itemsize <= LARGEST_PART)
+    return page.is_contiguous or bool(np.prod(page.chunks) * page.dtype.itemsize <= LARGEST_PART)
 
 
 def _fitted(intensity: Intensity, rows: Rows) -> Intensity | Standardised:

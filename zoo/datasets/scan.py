@@ -14,9 +14,10 @@ from PIL import Image, UnidentifiedImageError
 from zoo.datasets.card import Card
 from zoo.datasets.intensity import Intensity, stored_to_pixels
 from zoo.datasets.masks import JPEG, pack_colors, read_labels
-from zoo.datasets.pixels import ORIENTATION, read_stored, unreadable, upright
+from zoo.datasets.pixels import read_stored, unreadable, upright
 from zoo.datasets.progress import tracked
 from zoo.datasets.splits import Pair
+from zoo.datasets.tiff import ORIENTATION
 from zoo.errors import UserError
 
 THUMB = (8, 9)  # height and width: 8 x 8 differences of neighbours
