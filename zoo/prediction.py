@@ -20,6 +20,7 @@ from zoo.files import aside
 Color = tuple[int, int, int]
 LARGE = 2**26  # pixels above which maps are written by windows, as tiled TIFF
 PREVIEW = 2048  # the longer side of the overlay of an image that is so large, or memory-mapped
+BAND = 2**18  # pixels of an overlay that are painted at once
 WINDOW = 512  # the side of a TIFF's tiles
 
 
@@ -101,12 +102,17 @@ class Prediction:
         """The overlay's pixels (h, w, 3)."""
         reduced = self._large or isinstance(self.image, np.memmap)
         n = -(-max(self.image.shape[:2]) // PREVIEW) if reduced else 1
-        picture, mask = self._picture(self.image[::n, ::n]), self.arrays.get("mask")
-        for top in range(0, len(picture) if mask is not None else 0, WINDOW):
-            rows = picture[top : top + WINDOW].astype(np.float32)
-            for color, where in self._layers(mask[..., ::n, ::n][..., top : top + WINDOW, :]):  # type: ignore[index]
-                rows[where] = (1 - opacity) * rows[where] + opacity * np.asarray(color, np.float32)
-            picture[top : top + WINDOW] = rows.round().astype(np.uint8)
+        pixels, mask = self.image[::n, ::n], self.arrays.get("mask")
+        # a range that an `intensity` gives may be any
+        limits = (0.0, 255.0) if pixels.dtype == np.uint8 else (pixels.min(initial=0), pixels.max(initial=1))
+        picture = np.empty((*pixels.shape[:2], 3), np.uint8)
+        step = max(1, BAND // pixels.shape[1])
+        for band in (slice(top, top + step) for top in range(0, len(pixels), step)):
+            rows = _rgb(pixels[band], *map(float, limits)).astype(np.float32)
+            if mask is not None:
+                for color, where in self._layers(mask[..., ::n, ::n][..., band, :]):
+                    rows[where] = (1 - opacity) * rows[where] + opacity * np.asarray(color, np.float32)
+            picture[band] = rows.round().astype(np.uint8)
         return picture
 
     @property
@@ -117,14 +123,6 @@ class Prediction:
         buffer = io.BytesIO()
         self.overlay().save(buffer, format="PNG")
         return buffer.getvalue()
-
-    @staticmethod
-    def _picture(pixels: np.ndarray) -> np.ndarray:
-        """The image as RGB bytes: three channels as they are, one repeated, of more the first three."""
-        if pixels.dtype != np.uint8:  # any range that an `intensity` may give
-            low, high = float(pixels.min(initial=0)), float(pixels.max(initial=1))
-            pixels = ((pixels - low) / (high - low) * 255).round().astype(np.uint8)
-        return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else np.array(pixels[..., :3])
 
     def _layers(self, mask: np.ndarray) -> list[tuple[Color, np.ndarray]]:
         """(colour, where) for each class to paint, in the order of painting."""
@@ -168,6 +166,12 @@ def _file_names(classes: Sequence[str], taken: set[str]) -> list[str]:
         if not any(count[name.casefold()] > 1 for name in names):
             return names
         names = [f"{name}_{k}" if count[name.casefold()] > 1 else name for k, name in enumerate(names)]
+
+
+def _rgb(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Pixels as RGB bytes: three channels as they are, one repeated, of more the first three."""
+    pixels = np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
+    return pixels if pixels.dtype == np.uint8 else ((pixels - low) / (high - low) * 255).round().astype(np.uint8)
 
 
 def _ids(mask: np.ndarray, dtype: type, window: Window) -> np.ndarray:

@@ -30,6 +30,17 @@ def test_reading_ahead_reads_no_further_than_needed():
     assert len(seen) <= 6
 
 
+@pytest.mark.parametrize(("most", "ahead"), [(None, 4), (40, 4), (20, 2), (5, 1)])
+def test_what_waits_takes_no_more_than_it_may(most, ahead):
+    seen: list[int] = []
+    items = read_ahead(lambda x: seen.append(x) or x, iter(range(50)), 2, lambda x: 10, most)
+    found = []
+    for item in items:
+        found.append(item)
+        assert len(seen) - len(found) <= ahead
+    assert found == list(range(50))
+
+
 def test_batches_are_of_one_shape():
     items = ["aa", "bb", "c", "dd", "ee", "ff"]
     assert list(batches(items, 2, lambda s: (len(s),))) == [["aa", "bb"], ["c"], ["dd", "ee"], ["ff"]]

@@ -13,7 +13,7 @@ from zoo.errors import ImageError, UserError
 from zoo.inference.answer import PRECISIONS, Answers, Net
 from zoo.inference.augment import check_tta
 from zoo.inference.memory import parse
-from zoo.inference.sources import Item, Source, check_names, pairs, read
+from zoo.inference.sources import Item, Source, check_names, pairs, read, size_read
 from zoo.inference.stream import batches, read_ahead
 from zoo.prediction import Prediction, default_colors
 
@@ -101,7 +101,13 @@ def _stream(
                 for item in batch:
                     yield from answered([item])
 
-    items = (item for item in read_ahead(image, pairs, num_workers) if item)
+    waiting = None if answers.given is None else answers.given // 4
+
+    def size(pair: tuple[Source, Mapping[str, Any]]) -> int:
+        taken = size_read(pair[0], net.in_channels + sum(net.task.planes.values()))
+        return waiting or 0 if taken is None else taken
+
+    items = (item for item in read_ahead(image, pairs, num_workers, size, waiting) if item)
     for batch in batches(items, batch_size, lambda item: item.shape):
         for item, (pixels, arrays) in answered(batch):
             yield Prediction(

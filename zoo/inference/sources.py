@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.datasets.intensity import Intensity, read_image
-from zoo.datasets.pixels import find_images
+from zoo.datasets.pixels import find_images, stored_size
 from zoo.datasets.rows import Rows, open_rows
 from zoo.errors import UserError, nearest
 
@@ -95,6 +95,14 @@ def read(
             (height, width), (tall, wide) = given[name].shape[:2], pixels.shape[:2]
             raise UserError(f"`{name}` is {height}x{width} for {path or 'an image'} of {tall}x{wide}; make them equal.")
     return Item(path, pixels, given)
+
+
+def size_read(source: Source, channels: int) -> int | None:
+    """Bytes that a file takes as pixels, at most; 0 for what is in memory, None where its header doesn't tell."""
+    if not isinstance(source, str | Path):
+        return 0
+    size = stored_size(Path(source))
+    return None if size is None else 4 * channels * size[0] * size[1]
 
 
 def _pixels(source: Source, intensity: Intensity, channels: int, most: int) -> np.ndarray | Rows:

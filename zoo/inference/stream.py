@@ -9,22 +9,36 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def read_ahead(read: Callable[[A], B], sources: Iterable[A], workers: int) -> Iterator[B]:
-    """`read` of each source, in order, up to two per worker ahead of the one in use; in this thread for no workers."""
+def read_ahead(
+    read: Callable[[A], B],
+    sources: Iterable[A],
+    workers: int,
+    size: Callable[[A], int] = lambda source: 0,
+    most: int | None = None,
+) -> Iterator[B]:
+    """`read` of each source, in order, up to two per worker ahead of the one in use; in this thread for no workers.
+
+    size: bytes that a source takes once it is read. most: bytes that may wait; a larger source is read when none waits.
+    """
     if workers < 1:
         yield from map(read, sources)
         return
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Any] = deque()
+        waiting: deque[tuple[Any, int]] = deque()
+        held = 0
         try:
             for source in sources:
-                waiting.append(pool.submit(read, source))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
+                taken = 0 if most is None else size(source)
+                while waiting and (len(waiting) >= 2 * workers or (most is not None and held + taken > most)):
+                    first, freed = waiting.popleft()
+                    yield first.result()
+                    held -= freed
+                waiting.append((pool.submit(read, source), taken))
+                held += taken
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[0].result()
         finally:
-            for left in waiting:
+            for left, _ in waiting:
                 left.cancel()
 
 
