@@ -29,7 +29,9 @@ def find_images(where: str | Path) -> Iterator[Path]:
     """
     path = Path(where).expanduser()
     if path.is_dir():
-        files = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        files = [
+            p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+        ]
     elif path.exists():
         files = [path]
     else:

@@ -27,7 +27,9 @@ class Rows:
         self.shape, self.dtype = (self.length, self.width, first.shape[2]), first.dtype
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        return stored_to_pixels(self.stored(rows), 1, self._intensity, self._channels, str(self._path))
+        pixels = stored_to_pixels(self.stored(rows), 1, self._intensity, self._channels, str(self._path))
+        check_finite(pixels, str(self._path))
+        return pixels
 
     def chosen(self, rows: slice) -> np.ndarray:
         """Rows in file values, of the channels that are taken."""
@@ -74,6 +76,12 @@ def open_rows(path: Path, intensity: Intensity, channels: int, most: int) -> Row
     except OSError:  # what it is then, reading it whole tells
         return None
     return Rows(path, page, intensity, channels)
+
+
+def check_finite(pixels: np.ndarray, name: str) -> None:
+    """Raise ImageError for NaN and infinite values, which would spread over the whole answer."""
+    if pixels.dtype.kind == "f" and not np.isfinite([pixels.min(initial=0), pixels.max(initial=0)]).all():
+        raise ImageError(f"{name} holds NaN or infinite values; replace it or take it out.")
 
 
 def _by_rows(page: Any, intensity: Intensity, most: int) -> bool:

@@ -1,5 +1,7 @@
 """From files, folders or arrays to predictions: read ahead, batched, run, answered; for models and programs alike."""
 
+import inspect
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from zoo.errors import ImageError, UserError
 from zoo.inference.answer import PRECISIONS, Answers, Net
 from zoo.inference.augment import check_tta
 from zoo.inference.memory import parse
-from zoo.inference.sources import Item, Source, check_names, pairs, read, size_read
+from zoo.inference.sources import TAKEN, Item, Source, check_names, pairs, read, size_read
 from zoo.inference.stream import batches, read_ahead
 from zoo.prediction import Prediction, default_colors
 
@@ -33,29 +35,49 @@ def predict(
     drop: Sequence[str] = (),
     failed: list[UserError] | None = None,
 ) -> Any:
-    """What `Model.predict` gives; its docstring describes the options."""
+    """What `Model.predict` gives; its docstring describes the options.
+
+    The error of a single image is raised, `failed` or not. Integers of an array are uint8 or uint16, unless the net's intensity scales others.
+    """
     if precision not in PRECISIONS:
         raise UserError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
-    check_names(net.task, inputs)
+    if isinstance(files, str | Path):
+        files = Path(os.path.expanduser(files))  # pathlib raises where there is no such user
+    elif not isinstance(files, Iterable | Image.Image):
+        raise UserError(f"{files!r} is no image: {TAKEN}, or a list, folder or generator of them.")
+    _check_inputs(net, inputs)
     check_tta(tta, [name for name in inputs if name in net.task.prompts])
     allowed = None if memory is None else parse(memory)
     target = find_device(device, net.device)
 
-    def stream(found: Iterable[tuple[Any, Mapping[str, Any]]], size: int, workers: int) -> Iterator[Prediction]:
+    def stream(
+        found: Iterable[tuple[Any, Mapping[str, Any]]], size: int, workers: int, failed: list[UserError] | None
+    ) -> Iterator[Prediction]:
         answers = Answers(
             net, target, precision=precision, tta=tta, threshold=threshold, memory=allowed, drop=tuple(drop)
         )
         yield from _stream(net, found, answers, size, workers, failed)
 
-    single = isinstance(files, Image.Image | np.ndarray | Tensor) or (
-        isinstance(files, str | Path) and not Path(files).is_dir()
-    )
-    if single:
-        return next(stream([(files, inputs)], 1, 0))
-    found = stream(pairs(files, inputs), batch_size, num_workers)  # type: ignore[arg-type]
+    if isinstance(files, Image.Image | np.ndarray | Tensor) or (isinstance(files, Path) and not files.is_dir()):
+        return next(stream([(files, inputs)], 1, 0, None))
+    found = stream(pairs(files, inputs), batch_size, num_workers, failed)
     return list(found) if isinstance(files, list | tuple) else found
+
+
+def _check_inputs(net: Net, inputs: Mapping[str, Any]) -> None:
+    """Raise UserError for what neither the task takes nor `predict`, with the nearest name of both."""
+    options = [
+        name
+        for name, p in inspect.signature(getattr(net, "predict", predict)).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    if "device" in inputs and "device" not in options:
+        raise UserError("The device of a program is chosen when it is opened: zoo.load_program(path, device=...).")
+    if "precision" in inputs and "precision" not in options:
+        raise UserError("An exported program computes in float32; leave `precision` out, or predict with the model.")
+    check_names(net.task, inputs, options)
 
 
 def find_device(device: str | torch.device | None, default: torch.device) -> torch.device:

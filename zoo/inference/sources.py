@@ -1,5 +1,6 @@
 """What a person has, as images with what goes in beside them: files, folders, arrays, tensors, PIL images."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from zoo.datasets.intensity import Intensity, read_image
 from zoo.datasets.pixels import find_images, stored_size
-from zoo.datasets.rows import Rows, open_rows
+from zoo.datasets.rows import Rows, check_finite, open_rows
 from zoo.errors import UserError, nearest
 
 Source = str | Path | Image.Image | np.ndarray | Tensor
+TAKEN = "give a path, PIL image, array or tensor"
 
 
 @dataclass
@@ -32,13 +34,15 @@ class Item:
         return self.pixels.dtype, self.pixels.shape, [array.shape for array in self.inputs.values()], alone
 
 
-def check_names(task: Any, inputs: Mapping[str, Any]) -> None:
-    """Raise UserError for what the task doesn't take beside the image."""
+def check_names(task: Any, inputs: Mapping[str, Any], options: Sequence[str] = ()) -> None:
+    """Raise UserError for what the task doesn't take beside the image. options: names that may be meant as well."""
     known = [*task.planes, *task.prompts]
     for name in inputs:
         if name not in known:
             listed = f"; beside the image it takes: {', '.join(known)}." if known else "; it takes the image alone."
-            raise UserError(f"The task {task.name!r} takes no input {name!r}{nearest(name, known)}{listed}")
+            raise UserError(
+                f"The task {task.name!r} takes no input {name!r}{nearest(name, [*known, *options])}{listed}"
+            )
 
 
 def beside(folder: str | Path, places: Sequence[str]) -> list[Path]:
@@ -73,16 +77,22 @@ def pairs(
 
 
 def _zipped(images: Iterable[Source], inputs: Mapping[str, Any]) -> Iterator[tuple[Source, Mapping[str, Any]]]:
-    columns = [iter(values) for values in inputs.values()]
-    for image in images:
-        yield image, dict(zip(inputs, [next(column) for column in columns], strict=True))
+    columns = {name: iter(values) for name, values in inputs.items()}
+    for i, image in enumerate(images):
+        row = {name: next(column, columns) for name, column in columns.items()}  # `columns` stands for nothing left
+        for name, value in row.items():
+            if value is columns:
+                raise UserError(f"`{name}` ends after {i} of the images, and there are more; give one for each.")
+        yield image, row
 
 
 def read(
     source: Source, inputs: Mapping[str, Any], intensity: Intensity, channels: int, planes: Mapping[str, int], most: int
 ) -> Item:
     """An image and what goes in beside it. most: bytes above which a TIFF is left in its file, to be read by rows."""
-    path = Path(source) if isinstance(source, str | Path) else None
+    if isinstance(source, str | Path):
+        source = Path(os.path.expanduser(source))  # pathlib raises where there is no such user
+    path = source if isinstance(source, Path) else None
     pixels = _pixels(source, intensity, channels, most)
     given: dict[str, Any] = {}
     for name, value in inputs.items():
@@ -107,15 +117,31 @@ def size_read(source: Source, channels: int) -> int | None:
 
 def _pixels(source: Source, intensity: Intensity, channels: int, most: int) -> np.ndarray | Rows:
     if isinstance(source, str | Path):
-        return open_rows(Path(source), intensity, channels, most) or read_image(source, intensity, channels)
-    return read_image(_array(source), intensity, channels)
+        found = open_rows(Path(source), intensity, channels, most) or read_image(source, intensity, channels)
+    else:
+        found = read_image(_array(source, intensity), intensity, channels)
+    if not isinstance(found, Rows):
+        check_finite(found, str(source) if isinstance(source, str | Path) else "The image")
+    return found
 
 
-def _array(source: Any) -> Any:
-    """A tensor (C, H, W) or (H, W) as an array (H, W[, C]); all else as it is."""
-    if not isinstance(source, Tensor):
+def _array(source: Any, intensity: Intensity) -> Any:
+    """A tensor (C, H, W) or (H, W) as an array (H, W[, C]), bytes in the machine's order; a PIL image as it is."""
+    if isinstance(source, Image.Image):
         return source
-    if source.ndim not in (2, 3):
-        raise UserError(f"A tensor to predict on is (C, H, W); this one is {tuple(source.shape)}.")
-    array = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
-    return array if array.ndim == 2 else array.transpose(1, 2, 0)
+    if isinstance(source, Tensor):
+        if source.ndim not in (2, 3):
+            raise UserError(f"A tensor to predict on is (C, H, W); this one is {tuple(source.shape)}.")
+        array = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
+        array = array if array.ndim == 2 else array.transpose(1, 2, 0)
+    elif isinstance(source, np.ndarray):
+        array = source.astype(source.dtype.newbyteorder("="), copy=False)
+    else:
+        raise UserError(f"{source!r} is no image; {TAKEN}.")
+    known = array.dtype.kind not in "iu" or array.dtype in (np.uint8, np.uint16)
+    if not known and intensity == Intensity(channels=intensity.channels) and array.max(initial=0) > 1:
+        raise UserError(
+            f"The image is {array.dtype} up to {array.max()}, of which no range is known; give uint8 (0 to 255), uint16"
+            " or floats in [0, 1]."
+        )
+    return array

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
+from numbers import Real
 from typing import Any
 
 import torch
@@ -309,7 +310,7 @@ def _is_int(value: object) -> bool:
 
 
 def _check_threshold(threshold: float) -> None:
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold <= 1:
         raise UserError(f"threshold is a probability from 0 to 1, not {threshold!r}.")
 
 
