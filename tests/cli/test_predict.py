@@ -1,5 +1,6 @@
 """`zoo predict`: which files it takes, how it names what it writes, and what it does with files it can't read."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,8 @@ def test_an_image_that_cannot_be_read_alone_is_a_mistake(run, capsys):
         (["in/*.jpg", "-o", "out"], "in/*.jpg"),
         (["in", "-o", "in"], "lie in 'in'"),
         (["in", "-o", "in/x.png"], "'in/x.png' is a file; -o names the folder"),
+        (["in", "-o", "in/x.png/out/a"], "in/x.png' is a file; -o names the folder"),
+        (["--with", "other", "in", "-o", "out"], "required: INPUT (before --with, which takes every word after it)"),
         (["in", "-o", "out", "--threshold", "2"], "--threshold is 2.0; it lies between 0 and 1"),
         (["in", "-o", "out", "--precision", "8"], "invalid choice: '8'"),
         (["in", "-o", "out", "--batch_size", "0"], "0 is not 1 or more"),
@@ -174,6 +177,19 @@ def test_a_wrong_input_or_option_is_one_sentence(run, words, told, capsys):
     assert told in error
     assert len(error.splitlines()) == 1
     assert not Path("out").exists()
+
+
+def test_a_folder_that_may_not_be_written_or_read_is_told_first(run, capsys, monkeypatch):
+    image("in/x.png")
+    Path("closed").mkdir()
+    may, closed = os.access, Path("closed").resolve()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).resolve() != closed and may(path, mode))
+    monkeypatch.setattr("zoo.load_model", lambda *_: pytest.fail("the model was loaded"))
+    for out in ("closed", "closed/a/b"):
+        assert main(["predict", run, "in", "-o", out]) == 2
+        assert "closed' may not be written into; choose another -o." in capsys.readouterr().err
+    assert main(["predict", run, "closed", "-o", "out"]) == 2
+    assert "The folder closed may not be read" in capsys.readouterr().err
 
 
 def test_two_inputs_for_one_output_that_no_rule_tells_apart_are_refused():

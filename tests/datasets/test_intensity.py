@@ -217,6 +217,16 @@ def test_truncated_deep_files_and_npy_are_named(tmp_path):
             read_image(tmp_path / name)
 
 
+def test_a_file_that_may_not_be_read_is_told_so(tmp_path, monkeypatch):
+    def refused(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", refused)
+    with pytest.raises(UserError, match=r"a\.png may not be read"):
+        read_image(tmp_path / "a.png")
+
+
 def test_broken_files_print_nothing_beside_their_sentence(tmp_path):
     values = RNG.normal(size=(64, 64, 3)).astype(np.float32)
     cv2.imwrite(str(tmp_path / "float.tif"), values)  # Pillow does not know it

@@ -10,7 +10,9 @@ import zoo
 from zoo.datasets.intensity import Intensity
 from zoo.datasets.pixels import find_images
 from zoo.errors import ImageError, UserError
+from zoo.inference.program import Program
 from zoo.inference.sources import pairs, read
+from zoo.tasks import Segmentation
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 
@@ -48,6 +50,15 @@ def test_inputs_that_end_before_the_images_are_told():
 def test_a_name_near_an_option_is_taken_for_it(model, options, sentence):
     with pytest.raises(UserError, match=sentence):
         model.predict(PHOTO, **options)
+
+
+def test_what_a_program_was_opened_with_is_no_option_of_it():
+    facts = {"config": {"intensity": None, "in_channels": 3}, "size": None}
+    program = Program(facts, lambda inputs, names: {}, Segmentation(num_classes=1), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"zoo\.load_program\(path, device=...\)"):
+        program.predict(PHOTO, device="cpu")
+    with pytest.raises(UserError, match="computes in float32; leave `precision` out"):
+        program.predict(PHOTO, precision="bf16")
 
 
 def test_integers_without_a_known_range_are_refused(model):

@@ -29,8 +29,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.hints: dict[str, str] = {}  # what to say of an argument that is missing
 
     def error(self, message: str) -> NoReturn:
+        for word, hint in self.hints.items():
+            message = message.replace(word, f"{word} ({hint})")
         raise UserError(f"{message[0].upper()}{message[1:]}; `{self.prog} --help` shows how.")
 
 

@@ -68,6 +68,7 @@ def add(commands: Any) -> Any:
         help="average over flips (4) or d4 (all 8 flips and turns) of the image (default: none)",
     )
     command.add_argument("--probabilities", action="store_true", help="also write NAME_probabilities.npz")
+    command.hints["INPUT"] = "before --with, which takes every word after it"
     command.set_defaults(run=predict)
     return command
 
@@ -82,8 +83,7 @@ def predict(args: argparse.Namespace) -> int:
     runs = [] if program else list({find_run(name).resolve(): None for name in (args.model, *args.others)})
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold is {args.threshold}; it lies between 0 and 1.")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"{str(args.out)!r} is a file; -o names the folder to write into.")
+    check_out(args.out)
     found = find_inputs(args.inputs, args.out)
     names = name_outputs(found, args.out)
 
@@ -125,6 +125,15 @@ def predict(args: argparse.Namespace) -> int:
     where += f" ({replaced} file{'s' * (replaced != 1)} of before replaced)" if replaced else ""
     print(f"{done} of {len(names)} image{'s' * (len(names) != 1)} predicted{where}")
     return 0 if not failed else 1 if done else 2
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError where the folder can't be written into, or made, before anything is computed."""
+    there = next(folder for folder in (out, *out.absolute().parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise UserError(f"{str(there)!r} is a file; -o names the folder to write into.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"The folder {str(there)!r} may not be written into; choose another -o.")
 
 
 def find_given(given: Sequence[str], places: Sequence[str]) -> dict[str, list[Path]]:

@@ -4,6 +4,7 @@ tifffile reads plain TIFFs, Pillow where it keeps the depth, OpenCV 16-bit colou
 """
 
 import glob
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,14 +26,16 @@ DEEP = ("RGB", "RGBA", "RGBX", "LA", "CMYK")  # modes that Pillow cuts to 8 bits
 def find_images(where: str | Path) -> Iterator[Path]:
     """The image files of a folder (subfolders too), a glob or a file's path, in the order of their names.
 
-    Raises UserError where there is none.
+    Raises UserError where there is none, and for a folder that may not be read.
     """
     path = Path(where).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UserError(f"The folder {where} may not be read; give yourself the permission to (chmod u+rx).")
         files = [
             p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
         ]
-    elif path.exists():
+    elif os.path.exists(path):
         files = [path]
     else:
         files = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).suffix.lower() in SUFFIXES]
@@ -102,6 +105,8 @@ def unreadable(path: Path, error: Exception) -> UserError:
     """The sentence for a file that exists in part or not at all."""
     if isinstance(error, FileNotFoundError):
         return UserError(f"There is no file {path}.")
+    if isinstance(error, PermissionError):
+        return UserError(f"{path} may not be read; give yourself the permission to (chmod u+r).")
     if isinstance(error, Image.DecompressionBombError):
         return UserError(f"{path} has more than {MOST_PIXELS} pixels; cut it into parts or make it smaller.")
     return UserError(f"{path} can't be read ({error}); it may be truncated: replace it or take it out.")

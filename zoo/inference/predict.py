@@ -37,7 +37,8 @@ def predict(
 ) -> Any:
     """What `Model.predict` gives; its docstring describes the options.
 
-    The error of a single image is raised, `failed` or not. Integers of an array are uint8 or uint16, unless the net's intensity scales others.
+    The error of a single image is raised, `failed` or not. Integers of an array are uint8 or uint16, unless the net's
+    intensity scales others.
     """
     if precision not in PRECISIONS:
         raise UserError(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}.")
@@ -60,7 +61,7 @@ def predict(
         )
         yield from _stream(net, found, answers, size, workers, failed)
 
-    if isinstance(files, Image.Image | np.ndarray | Tensor) or (isinstance(files, Path) and not files.is_dir()):
+    if isinstance(files, Image.Image | np.ndarray | Tensor) or (isinstance(files, Path) and not os.path.isdir(files)):
         return next(stream([(files, inputs)], 1, 0, None))
     found = stream(pairs(files, inputs), batch_size, num_workers, failed)
     return list(found) if isinstance(files, list | tuple) else found
@@ -68,11 +69,8 @@ def predict(
 
 def _check_inputs(net: Net, inputs: Mapping[str, Any]) -> None:
     """Raise UserError for what neither the task takes nor `predict`, with the nearest name of both."""
-    options = [
-        name
-        for name, p in inspect.signature(getattr(net, "predict", predict)).parameters.items()
-        if p.kind is p.KEYWORD_ONLY
-    ]
+    parameters = inspect.signature(getattr(net, "predict", predict)).parameters.values()
+    options = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     if "device" in inputs and "device" not in options:
         raise UserError("The device of a program is chosen when it is opened: zoo.load_program(path, device=...).")
     if "precision" in inputs and "precision" not in options:
