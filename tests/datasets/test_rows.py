@@ -1,7 +1,9 @@
 """TIFFs by rows: the same pixels as the file read whole, and which files are left to be read whole."""
 
+import io
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -55,6 +57,24 @@ def test_alpha_is_dropped_and_channels_are_chosen_as_for_the_whole(tmp_path):
     np.testing.assert_array_equal(by_rows(tmp_path / "a.tif", channels=1), read_image(tmp_path / "a.tif", channels=1))
     chosen = Intensity(channels=[2, 1, 0])
     np.testing.assert_array_equal(by_rows(tmp_path / "a.tif", chosen), values[..., [2, 1, 0]])
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "L"])
+def test_jpeg_in_its_own_colours_is_rgb_by_rows_where_a_codec_is_here(tmp_path, monkeypatch, mode):
+    picture = Image.fromarray(RNG.integers(0, 256, (10, 8, 3), np.uint8)).resize((217, 301), Image.Resampling.BICUBIC)
+    picture.convert(mode).save(tmp_path / "a.tif", compression="jpeg")
+    whole = read_image(tmp_path / "a.tif")  # by Pillow
+
+    def decode(data, *, tables, shape, outcolorspace, **_):  # stands for imagecodecs
+        assert outcolorspace == (None if mode == "L" else 2)
+        # without the end of the one and the start of the other
+        return np.asarray(Image.open(io.BytesIO(tables[:-2] + data[2:])))
+
+    monkeypatch.setattr("tifffile.tifffile.imagecodecs", types.SimpleNamespace(jpeg_decode=decode))
+    monkeypatch.setitem(tifffile.TIFF.DECOMPRESSORS._codecs, 7, decode)
+    rows = by_rows(tmp_path / "a.tif")
+    assert np.abs(rows.astype(int) - whole).mean() < 1
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), rows)
 
 
 @pytest.mark.parametrize(

@@ -43,15 +43,18 @@ def reopened(page: Any) -> Iterator[Any]:
 def is_plain(page: Any) -> bool:
     """Whether the page is grey or RGB in whole bytes, in two dimensions: no palette, bits, ink or inverted grey.
 
-    Not with alpha that is multiplied in, which Pillow divides out again.
+    Not with alpha that is multiplied in, which Pillow divides out again. Of YCbCr only JPEG, which is decoded to RGB.
     """
     import tifffile
 
+    seen = {tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB}
+    if page.compression == tifffile.COMPRESSION.JPEG and page.samplesperpixel == 3:
+        seen.add(tifffile.PHOTOMETRIC.YCBCR)
     return bool(
         page.dtype is not None
         and page.dtype.kind in "uif"
         and page.bitspersample == 8 * page.dtype.itemsize
-        and page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
+        and page.photometric in seen
         and page.imagedepth == 1
         and tifffile.EXTRASAMPLE.ASSOCALPHA not in page.extrasamples
     )
