@@ -83,7 +83,7 @@ def page_values(page: Any) -> np.ndarray:
     """
     planes, _, height, width, samples = page.shaped
     parts = zip(page.dataoffsets, page.databytecounts, strict=False)
-    if any(start + count > page.parent.filehandle.size for start, count in parts):
+    if not page.is_contiguous and any(start + count > page.parent.filehandle.size for start, count in parts):
         raise EOFError("it ends early")
     values = page.asarray(squeeze=False, maxworkers=1)[:, 0]
     values = values.transpose(1, 2, 0, 3).reshape(height, width, planes * samples)

@@ -40,9 +40,8 @@ def check_names(task: Any, inputs: Mapping[str, Any], options: Sequence[str] = (
     for name in inputs:
         if name not in known:
             listed = f"; beside the image it takes: {', '.join(known)}." if known else "; it takes the image alone."
-            raise UserError(
-                f"The task {task.name!r} takes no input {name!r}{nearest(name, [*known, *options])}{listed}"
-            )
+            near = nearest(name, [*known, *options])
+            raise UserError(f"The task {task.name!r} takes no input {name!r}{near or listed}")
 
 
 def beside(folder: str | Path, places: Sequence[str]) -> list[Path]:
