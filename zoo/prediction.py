@@ -4,6 +4,7 @@ import colorsys
 import io
 import json
 import math
+import mmap
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -113,6 +114,7 @@ class Prediction:
                 for color, where in self._layers(mask[..., ::n, ::n][..., band, :]):
                     rows[where] = (1 - opacity) * rows[where] + opacity * np.asarray(color, np.float32)
             picture[band] = rows.round().astype(np.uint8)
+            _let_go(pixels, mask)
         return picture
 
     @property
@@ -175,13 +177,24 @@ def _rgb(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _ids(mask: np.ndarray, dtype: type, window: Window) -> np.ndarray:
-    return mask[window].astype(dtype, copy=False)
+    part: np.ndarray = mask[window].astype(dtype)
+    _let_go(mask)
+    return part
 
 
 def _bytes(planes: np.ndarray, window: Window) -> np.ndarray:
     """(1, H, W) or (3, H, W) in [0, 1]: a window of it as (h, w) or (h, w, 3) bytes."""
     pixels = (planes[:, *window].clip(0, 1) * 255).round().astype(np.uint8)
+    _let_go(planes)
     return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+
+
+def _let_go(*arrays: np.ndarray | None) -> None:
+    """Give back the memory of what has been read of mapped arrays; their file has it still."""
+    for array in arrays:
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _write(path: Path, content: Image.Image | np.ndarray | dict[str, Any] | Part, size: tuple[int, ...]) -> Path:
