@@ -43,7 +43,7 @@ class Ensemble(nn.Module):
         """The averaged answer on anything a person has; options and what comes back: those of `Model.predict`."""
         return Model.predict(self, files, **options)  # type: ignore[arg-type]  # it asks for no more than there is here
 
-    hidden = (0, 0)
+    hidden, fixed = (0, 0), None
 
     @property
     def _first(self) -> Model:

@@ -18,7 +18,7 @@ from zoo.checkpoints import folder as checkpoint
 from zoo.datasets.intensity import Intensity
 from zoo.errors import UserError
 from zoo.inference.folding import faster
-from zoo.inference.memory import count
+from zoo.inference.memory import Counted, count
 from zoo.inference.predict import predict
 from zoo.inference.sources import Source, check_names
 from zoo.layers import resize
@@ -172,12 +172,18 @@ class Model(nn.Module):
         return math.lcm(*self.encoder.strides, plan.multiple if plan else 1)  # type: ignore[misc]
 
     hidden = (0, 0)  # bytes that predict's memory budget could not see: of a model it sees them all
+    fixed = None  # no size is the only one
 
-    def bytes_taken(self) -> list[int]:
-        """What answering takes at once for each of two small images, as `zoo.inference.memory` counts it.
+    def bytes_taken(self, size: tuple[int, int] | None = None) -> list[int]:
+        """What answering takes at once, as `zoo.inference.memory` counts it: for one image of `size`, or two small ones.
 
-        Nothing for a model that takes prompts, which is never tiled.
+        Of open sizes nothing for a model that takes prompts, which is never tiled.
         """
+        if size:
+            image = torch.zeros(1, self.in_channels, *size, dtype=self.dtype)
+            with torch.inference_mode(), Counted() as counted:
+                self.answer(image, **self.example_inputs(image))
+            return [counted.peak]
         if self.task.prompts:
             return [0, 0]
         channels = {"image": self.in_channels, **self.task.planes}

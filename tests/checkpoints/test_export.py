@@ -1,6 +1,7 @@
 """A program is the model as a file: compared before it is there, the same answers after, and what stands in the way."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -121,6 +122,26 @@ def test_a_net_of_windows_exports_at_a_size_that_is_given_and_says_so(tmp_path):
     )
     with pytest.raises(UserError, match=r"takes images of 64x96 alone; this one is 101x75.*--size 101x75"):
         program.predict(photos()[0])
+
+
+@pytest.fixture(scope="module")
+def fixed(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fixed") / "m.pt2"
+    zoo.export(model, path, size=(64, 96))
+    return zoo.load_program(path, device="cpu")
+
+
+def test_a_program_of_one_size_answers_within_a_budget_without_being_run_at_others(model, fixed):
+    photo = photos()[4][:64, :96]
+    expected = model.predict(photo).probabilities
+    for memory in ("40MB", None):
+        for prediction in fixed.predict([photo] * 3, memory=memory, batch_size=3):
+            np.testing.assert_allclose(prediction.probabilities, expected, rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match=r"64x96 needs about \w+, memory is 1MB, and the program has one size") as error:
+        fixed.predict(photo, memory="1MB")
+    assert fixed.predict(photo, memory=re.search(r"about (\w+),", str(error.value))[1]).mask.shape == (64, 96)
+    with pytest.raises(UserError, match="takes images of 64x96 alone"):
+        fixed.predict(photos()[0], memory="1MB")
 
 
 class Wrong(nn.Module):

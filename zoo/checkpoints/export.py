@@ -81,7 +81,7 @@ def export(
         "raw": raw,
         "size": fixed,
         "grid": plain.grid,
-        "bytes": [0, 0] if fixed else plain.bytes_taken(),
+        "bytes": plain.bytes_taken(fixed),
         "versions": versions(path),
         **({"opset": opset} if path.suffix == ".onnx" else {}),
     }

@@ -29,7 +29,8 @@ class Net(Protocol):
 
     ready(device): the function (image, **inputs) -> raw outputs, at its fastest there. finish: the task's answer.
     grid: tiles begin at multiples of this, so that the net divides them as it divides the whole; None for a net that
-    takes the image whole, because it resizes it. hidden: see `zoo.inference.memory.count`.
+    takes the image whole, because it resizes it. hidden: see `zoo.inference.memory.count`. fixed: (H, W) of a program
+    that takes no other, and cannot be counted at others: `hidden` is then one number, for that size.
     """
 
     task: Any
@@ -45,6 +46,8 @@ class Net(Protocol):
     def grid(self) -> int | None: ...
     @property
     def hidden(self) -> Sequence[int]: ...
+    @property
+    def fixed(self) -> tuple[int, int] | None: ...
     def ready(self, device: torch.device) -> Callable[..., dict[str, Any]]: ...
     def finish(
         self, outputs: Mapping[str, Any], inputs: Mapping[str, Tensor], threshold: float | None
@@ -93,6 +96,8 @@ class Answers:
         task, (height, width) = self.net.task, item.pixels.shape[:2]
         if self.work is None or self.memory is None or wanted * height * width * MOST <= self.work:
             return wanted
+        if self.net.fixed and (height, width) != self.net.fixed:
+            return 1  # the program tells what it takes
         prompts = {name: x for name, x in item.inputs.items() if name not in task.planes}
         cost = self._counted(prompts)
         together = next((n for n in range(wanted, 0, -1) if cost(n * height * width) <= self.work), 0)
@@ -102,6 +107,8 @@ class Answers:
         why = ""
         if prompts:
             why = f"an image with `{next(iter(prompts))}` is not tiled"
+        elif self.net.fixed:
+            why = "the program has one size, so it is not tiled"
         elif grid is None:
             why = "the model resizes the whole image, so it is not tiled"
         elif not self.pixelwise and (beside := sorted(self._outputs - {*task.maps})):
@@ -124,6 +131,8 @@ class Answers:
         )
 
     def _counted(self, prompts: Mapping[str, np.ndarray]) -> Cost:
+        if self._cost is None and self.net.fixed:
+            self._cost = Cost(((0, 0), (math.prod(self.net.fixed), self.net.hidden[0])), 0, 0)
         if self._cost is None:
             task = self.net.task
 

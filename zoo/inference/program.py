@@ -28,17 +28,20 @@ class Program:
         self.facts, self.task, self.device = facts, task, device
         self.config: dict[str, Any] = facts["config"]
         self.intensity = Intensity.of(self.config["intensity"] or {})
-        self.size = tuple(facts["size"]) if facts["size"] else None
+        self.fixed: tuple[int, int] | None = tuple(facts["size"]) if facts["size"] else None
         self._run = run
 
     @property
     def grid(self) -> int | None:
         """What a tile's place must be a multiple of; None for a program that is never tiled."""
-        return None if self.size else self.facts["grid"]
+        return None if self.fixed else self.facts["grid"]
 
     @property
     def hidden(self) -> Sequence[int]:
-        """What its model took for two small images, in bytes: a runtime's own tensors cannot be counted."""
+        """What its model took for two small images, in bytes, or for one of the only size that it takes.
+
+        A runtime's own tensors cannot be counted.
+        """
         found: Sequence[int] = self.facts["bytes"]
         return found
 
@@ -53,8 +56,8 @@ class Program:
 
     def __call__(self, image: Tensor, **inputs: Tensor) -> dict[str, Any]:
         """Raw outputs for an image (B, C, H, W). Raises UserError for another size than that of a fixed program."""
-        if self.size and tuple(image.shape[-2:]) != self.size:
-            (height, width), (tall, wide) = image.shape[-2:], self.size
+        if self.fixed and tuple(image.shape[-2:]) != self.fixed:
+            (height, width), (tall, wide) = image.shape[-2:], self.fixed
             raise ImageError(
                 f"This program takes images of {tall}x{wide} alone; this one is {height}x{width}. Export the model with"
                 f" --size {height}x{width}, or predict with its checkpoint, which takes any size."
