@@ -77,6 +77,18 @@ def test_predict_leaves_the_model_as_it_is_and_sees_its_changes(model, photo):
     model.eval()
 
 
+@pytest.mark.parametrize("change", [lambda w: w.flip(0), lambda w: w[[1, 0, 2]], lambda w: w.flip(1)])
+def test_predict_sees_weights_that_are_permuted(model, photo, change):
+    changed = copy.deepcopy(model)
+    before = changed.predict(photo).probabilities
+    head = [m for m in changed.decoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    with torch.no_grad():
+        head.weight.copy_(change(head.weight))
+    after = changed.predict(photo).probabilities
+    assert not np.allclose(after, before)
+    np.testing.assert_array_equal(after, copy.deepcopy(changed).predict(photo).probabilities)
+
+
 def test_predict_sees_weights_written_through_data_and_draws_no_random_numbers(photo):
     model = zoo.create_model("unet", encoder="resnet10t").eval()
     torch.manual_seed(0)

@@ -175,7 +175,7 @@ class Model(nn.Module):
     fixed = None  # no size is the only one
 
     def bytes_taken(self, size: tuple[int, int] | None = None) -> list[int]:
-        """What answering takes at once, as `zoo.inference.memory` counts it: for one image of `size`, or two small ones.
+        """What answering takes at once, as `zoo.inference.memory` counts it: for an image of `size`, or two small ones.
 
         Of open sizes nothing for a model that takes prompts, which is never tiled.
         """
@@ -210,11 +210,14 @@ class Model(nn.Module):
         """The faster equal of this model on `device`, in eval mode; made again whenever the model has changed.
 
         A change is seen in the weights themselves: versions and ids miss what writes through `.data`, as averages do.
+        Of each tensor the norm and the product with a ramp are kept; the latter sees a change of order.
         """
         exact = torch.float32 if self.mean.device.type == "mps" else torch.float64
         state = [t.detach() for t in (*self.parameters(), *self.buffers())]
-        sums = torch.stack([t.to(exact).sum() for t in state] + [t.to(exact).norm() for t in state]).tolist()
-        key = (device, self.input_size, [(t.dtype, t.shape) for t in state], sums)
+        ramp = torch.arange(1, 1 + max(t.numel() for t in state), dtype=exact, device=self.mean.device).sqrt_()
+        values = (t.to(exact, copy=True).reshape(-1) for t in state)
+        seen = torch.stack([y for x in values for y in (x.norm(), x @ ramp[: len(x)])]).tolist()
+        key = (device, self.input_size, [(t.dtype, t.shape) for t in state], seen)
         if self._faster is None or self._faster[0] != key:
             small = copy.deepcopy(self).cpu()
             small.input_size = None  # what is checked on a small image holds for a large one
