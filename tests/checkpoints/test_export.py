@@ -207,6 +207,15 @@ def test_paths_that_cannot_be_written_are_told_before_anything_is_traced(model, 
         zoo.export(model, tmp_path / "other.pt2")
 
 
+@pytest.mark.parametrize("opset", [5, 99])
+def test_an_opset_that_is_not_reached_is_told_and_nothing_else(model, tmp_path, opset, capfd, caplog):
+    with pytest.raises(UserError, match=rf"opset {opset} .*leaves it at \d+\); take --opset \d+"):
+        zoo.export(model, tmp_path / "m.onnx", opset=opset)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr().err == ""
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
 def test_packages_that_onnx_takes_are_named_with_the_command_that_installs_them(model, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"'onnxscript', which is not installed; pip install 'visionzoo\[onnx\]'"):

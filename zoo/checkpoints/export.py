@@ -149,6 +149,11 @@ def converted(program: ExportedProgram, inputs: list[str], outputs: list[str], o
         raise UserError(
             f"torch {torch.__version__} cannot put this net into ONNX, opset {opset}: {told(error)}"
         ) from error
+    if (found := made.model.opset_imports[""]) != opset:  # a conversion that fails leaves the model as it was
+        raise UserError(
+            f"This net cannot be put into ONNX's opset {opset} (onnxscript's converter leaves it at {found}); take"
+            f" --opset {found} (opset={found}), or leave it out."
+        )
     graph = made.model.graph
     image = graph.inputs[0]
     open_ones = {str(dim): name for dim, name in zip(image.shape, NAMES, strict=True) if not isinstance(dim, int)}

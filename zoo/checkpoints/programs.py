@@ -134,12 +134,14 @@ def told(error: BaseException) -> str:
 def quiet() -> Iterator[None]:
     """torch's exporters tell of each step, and log what they raise as well; here they don't."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    before = [logger.disabled for logger in loggers]
+    before = [(logger.disabled, logger.level) for logger in loggers]
     for logger in loggers:
         logger.disabled = True
+        logger.setLevel(logging.CRITICAL + 1)  # theirs below it inherit the level, not that it is disabled
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, was in zip(loggers, before, strict=True):
+        for logger, (was, level) in zip(loggers, before, strict=True):
             logger.disabled = was
+            logger.setLevel(level)
