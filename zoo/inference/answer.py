@@ -72,11 +72,11 @@ class Answers:
         drop: Sequence[str],
     ):
         self.net, self.device, self.precision, self.threshold, self.drop = net, device, precision, threshold, drop
-        self.given = memory
-        self.memory = memory or budget(device)
-        self.work = None if self.memory is None else int(WORK * self.memory)
         self.pixelwise = bool(getattr(net.task, "pixelwise", False))
         self.run = augmented(net.ready(device), net.task.maps, tta, alone=self.pixelwise)
+        self.given = memory
+        self.memory = memory or budget(device)  # of what is free once the weights are there
+        self.work = None if self.memory is None else int(WORK * self.memory)
         self.most = in_memory(device, self.memory)
         self._cost: Cost | None = None
         self._outputs: set[str] = set()
