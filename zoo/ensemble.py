@@ -54,6 +54,10 @@ class Ensemble(nn.Module):
         return self._first.in_channels
 
     @property
+    def least(self) -> int:
+        return max(int(model.least) for model in self.models)  # type: ignore[arg-type]
+
+    @property
     def grid(self) -> int | None:
         """A multiple of every model's; None where one of them takes the image whole."""
         grids = [model.grid for model in self.models]

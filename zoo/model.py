@@ -164,10 +164,16 @@ class Model(nn.Module):
         return int(self.mean.shape[1])
 
     @property
+    def least(self) -> int:
+        """Pixels that it computes on at least: those of the size that images are brought to; 0 where there is none."""
+        plan = getattr(self.encoder, "plan", None)
+        return math.prod(self.input_size or (plan and plan.size) or (0,))
+
+    @property
     def grid(self) -> int | None:
         """What a tile's place must be a multiple of to be divided as the whole is; None where the whole is resized."""
         plan = getattr(self.encoder, "plan", None)
-        if self.input_size or (plan and plan.size):
+        if self.least:
             return None
         return math.lcm(*self.encoder.strides, plan.multiple if plan else 1)  # type: ignore[misc]
 
@@ -182,7 +188,7 @@ class Model(nn.Module):
         if size:
             image = torch.zeros(1, self.in_channels, *size, dtype=self.dtype)
             with torch.inference_mode(), Counted() as counted:
-                self.answer(image, **self.example_inputs(image))
+                self.answer(image, threshold=None, **self.example_inputs(image))
             return [counted.peak]
         if self.task.prompts:
             return [0, 0]

@@ -29,7 +29,7 @@ class Local(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.task, self.grid, self.more = task or Task(), grid, more
-        self.hidden, self.fixed = (0, 0), None
+        self.hidden, self.fixed, self.least = (0, 0), None, 0
         self.intensity, self.in_channels = Intensity(), 3
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.down = nn.Conv2d(3 + sum(self.task.planes.values()), 8, 3, stride=2, padding=1)

@@ -11,6 +11,8 @@ import torch
 
 import zoo
 from zoo.errors import UserError
+from zoo.inference.answer import WORK
+from zoo.inference.memory import MARGIN, Counted
 from zoo.inference.predict import predict
 from zoo.inference.tiles import Tiling, blend
 
@@ -24,6 +26,12 @@ SIZES = ((411, 530), (128, 700), (640, 190), (512, 512))
 
 def photo(size, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*size, channels), np.uint8)
+
+
+def taken(call):
+    with Counted() as counted:
+        call()
+    return counted.peak
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +141,39 @@ def test_images_and_tiles_are_computed_together_as_far_as_the_budget_allows():
     assert 1 < net.seen[-2][0] < 5
     for a, b in zip(one_by_one, together, strict=True):
         np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-6)
+
+
+@pytest.fixture
+def brought():
+    """A model that brings every image to 256x256."""
+    decoder = {"name": "unet", "widths": [16, 16, 8, 8, 8]}
+    return zoo.create_model(encoder="resnet10t", decoder=decoder, num_classes=2, input_size=[256, 256]).eval()
+
+
+def test_what_an_image_takes_that_is_brought_to_a_size_is_taken_by_each_of_a_batch(brought):
+    sizes, net = [], brought.ready(torch.device("cpu"))
+    images = [photo((64, 64), seed=i) for i in range(6)]
+    with torch.inference_mode():
+        one, two = (taken(lambda n=n: net(torch.rand(n, 3, 64, 64))) for n in (1, 2))
+    assert two > 1.9 * one
+    net.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    brought.predict(images, batch_size=6, memory=int(2.6 * MARGIN / WORK * one))
+    assert sizes[-3:] == [2, 2, 2]
+
+
+def test_a_small_image_that_is_brought_to_a_large_size_is_counted_as_large(brought, monkeypatch):
+    monkeypatch.setattr("zoo.inference.answer.MOST", 2**13)
+    with pytest.raises(UserError, match="needs about"):
+        brought.predict(photo((8, 8)), memory="4MB")  # 8 KiB for each of its own pixels is 0.5 MB
+
+
+def test_what_is_free_is_looked_up_when_the_weights_are_there(monkeypatch):
+    net, order = Local(grid=32), []
+    ready = net.ready
+    net.ready = lambda device: (order.append("ready"), ready(device))[1]
+    monkeypatch.setattr("zoo.inference.answer.budget", lambda device: order.append("budget") or 10**9)
+    predict(net, photo((60, 60)), {})
+    assert order[:2] == ["ready", "budget"]
 
 
 @pytest.mark.parametrize("batch", [2, 3, 100])

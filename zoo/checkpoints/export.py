@@ -81,6 +81,7 @@ def export(
         "raw": raw,
         "size": fixed,
         "grid": plain.grid,
+        "least": plain.least,
         "bytes": plain.bytes_taken(fixed),
         "versions": versions(path),
         **({"opset": opset} if path.suffix == ".onnx" else {}),

@@ -29,7 +29,8 @@ class Net(Protocol):
 
     ready(device): the function (image, **inputs) -> raw outputs, at its fastest there. finish: the task's answer.
     grid: tiles begin at multiples of this, so that the net divides them as it divides the whole; None for a net that
-    takes the image whole, because it resizes it. hidden: see `zoo.inference.memory.count`. fixed: (H, W) of a program
+    takes the image whole, because it resizes it. least: pixels that it computes on at least, however
+    small the image. hidden: see `zoo.inference.memory.count`. fixed: (H, W) of a program
     that takes no other, and cannot be counted at others: `hidden` is then one number, for that size.
     """
 
@@ -44,6 +45,8 @@ class Net(Protocol):
     def dtype(self) -> torch.dtype: ...
     @property
     def grid(self) -> int | None: ...
+    @property
+    def least(self) -> int: ...
     @property
     def hidden(self) -> Sequence[int]: ...
     @property
@@ -94,16 +97,19 @@ class Answers:
     def _plan(self, item: Item, wanted: int) -> Tiling | int:
         """How many images of this shape are computed together, or how one of them is tiled."""
         task, (height, width) = self.net.task, item.pixels.shape[:2]
-        if self.work is None or self.memory is None or wanted * height * width * MOST <= self.work:
+        pixels = max(height * width, self.net.least)
+        if self.work is None or self.memory is None or wanted * pixels * MOST <= self.work:
             return wanted
         if self.net.fixed and (height, width) != self.net.fixed:
             return 1  # the program tells what it takes
         prompts = {name: x for name, x in item.inputs.items() if name not in task.planes}
-        cost = self._counted(prompts)
-        together = next((n for n in range(wanted, 0, -1) if cost(n * height * width) <= self.work), 0)
-        if together:
-            return together
-        grid = self.net.grid
+        cost, grid = self._counted(prompts), self.net.grid
+
+        def together(n: int) -> int:  # what images take that are brought to one size, each of them takes
+            return n * cost(height * width) if grid is None else cost(n * height * width)
+
+        if most := next((n for n in range(wanted, 0, -1) if together(n) <= self.work), 0):
+            return most
         why = ""
         if prompts:
             why = f"an image with `{next(iter(prompts))}` is not tiled"

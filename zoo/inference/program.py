@@ -1,5 +1,6 @@
 """An exported program as something one can predict with, in place of the model it was made from."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,11 @@ class Program:
     def grid(self) -> int | None:
         """What a tile's place must be a multiple of; None for a program that is never tiled."""
         return None if self.fixed else self.facts["grid"]
+
+    @property
+    def least(self) -> int:
+        """Pixels that it computes on at least."""
+        return math.prod(self.fixed) if self.fixed else int(self.facts["least"])
 
     @property
     def hidden(self) -> Sequence[int]:
