@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zoo.errors import UserError
-from zoo.inference.memory import Cost, Counted, budget, count, parse, told
+from zoo.inference.memory import Cost, Counted, budget, count, limits, parse, told
 
 
 def test_budgets_are_read_as_people_write_them():
@@ -22,6 +22,48 @@ def test_budgets_are_read_as_people_write_them():
 
 def test_what_is_free_is_told():
     assert budget(torch.device("cpu")) > 10**6
+
+
+def group(folder, most, used, cached, names=("memory.max", "memory.current", "file", "shmem")):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in zip(
+        (*names[:2], "memory.stat"), (most, used, f"anon 1\n{names[2]} {cached + 50}\n{names[3]} 50"), strict=True
+    ):
+        (folder / name).write_text(f"{text}\n")
+
+
+def told_by(root, text):
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(text)
+
+
+def test_a_limit_of_any_group_above_this_process_counts(tmp_path):
+    told_by(tmp_path, "0::/user.slice/job/step\n")
+    mount = tmp_path / "sys/fs/cgroup"
+    group(mount / "user.slice", 4000, 900, 100)  # leaves 3200
+    group(mount / "user.slice/job", "max", 500, 0)
+    group(mount / "user.slice/job/step", 5000, 500, 0)
+    assert sorted(limits(tmp_path)) == [3200, 4500]
+
+
+def test_a_container_that_sees_its_own_group_alone_finds_it_at_the_root(tmp_path):
+    told_by(tmp_path, "0::/\n")
+    group(tmp_path / "sys/fs/cgroup", 1000, 1500, 0)
+    assert list(limits(tmp_path)) == [0]
+
+
+@pytest.mark.parametrize("seen", ["docker/1f", ""])
+def test_limits_of_version_1_count_too(tmp_path, seen):
+    told_by(tmp_path, "12:cpu,cpuacct:/docker/1f\n5:memory:/docker/1f\n1:name=systemd:/docker/1f\n")
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem")
+    group(tmp_path / "sys/fs/cgroup/memory" / seen, 2000, 700, 200, names)
+    assert list(limits(tmp_path)) == [1500]
+
+
+def test_systems_without_groups_have_no_limits(tmp_path):
+    assert list(limits(tmp_path)) == []
+    told_by(tmp_path, "0::/nowhere\n")
+    assert list(limits(tmp_path)) == []
 
 
 def test_tensors_are_counted_while_they_live():

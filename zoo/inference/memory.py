@@ -7,7 +7,7 @@ beside their tensors (workspaces, reordered copies) is allowed for by a margin.
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ UNITS = (
     | {f"{k}B": 1000**i for i, k in enumerate("KMGT", 1)}
     | {f"{k}IB": 1024**i for i, k in enumerate("KMGT", 1)}
 )
+V2 = ("memory.max", "memory.current", "file", "shmem")  # limit, used, of memory.stat the pages of files, a tmpfs's
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem")
 SIDES = (128, 256)  # of the images that are counted
 
 
@@ -72,13 +74,34 @@ def free(device: torch.device) -> int | None:
             return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # no system tells less than this
         except (AttributeError, ValueError, OSError):
             return None
-    try:  # cgroup v2, as containers have it; pages of files are given back when they are needed
-        group = Path("/sys/fs/cgroup")
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["file"]
-        used = int((group / "memory.current").read_text()) - int(cached)
-        return min(found, int((group / "memory.max").read_text()) - used)
-    except (OSError, KeyError, ValueError):
-        return found
+    return min([found, *limits()])
+
+
+def limits(root: Path = Path("/")) -> Iterator[int]:
+    """Bytes that each control group above this process leaves it: a container's, a job's or a service's limit.
+
+    Of version 2 and version 1; the groups are found by /proc/self/cgroup, and where a container sees only its own,
+    at the mount's root. Pages of files count as free, since they are given back when they are needed, but for
+    those of a tmpfs.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:  # "0::/user.slice/job" of version 2, "5:memory:/docker/1f" of version 1
+        _, kinds, path = line.split(":", 2)
+        mount = root / "sys/fs/cgroup" / ("" if not kinds else "memory")
+        most, used, cached, kept = V1 if kinds else V2
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        own = Path(path.lstrip("/"))
+        for group in (mount / above for above in (own, *own.parents)):
+            try:
+                stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+                taken = int((group / used).read_text()) - int(stat[cached]) + int(stat[kept])
+                yield max(0, int((group / most).read_text()) - taken)  # "max", no number, is no limit
+            except (OSError, KeyError, ValueError):
+                continue
 
 
 @dataclass(frozen=True)
