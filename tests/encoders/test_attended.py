@@ -110,6 +110,19 @@ def test_a_model_with_medusa_trains_is_saved_and_comes_back(tmp_path):
     )
 
 
+def test_a_forward_that_is_interrupted_leaves_nothing_behind():
+    model = zoo.create_model("unet", encoder={"name": "resnet10t", "attention": LIGHT})
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    hook = model.encoder.trunk.net.layer4.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.rand(2, 3, 64, 64))
+    hook.remove()
+    assert model.eval().predict(torch.rand(3, 64, 64)).mask.shape == (64, 64)
+
+
 def test_it_compiles_and_exports_with_open_sizes():
     ours = create("resnet18")
     for head in ours.heads:

@@ -83,8 +83,10 @@ class Attended(nn.Module):
         context = self.body(image)
         if self.where == "trunk":
             self._now.append((context, image.shape[-2:]))
-        features = list(self.trunk(image))
-        self._now.clear()
+        try:
+            features = list(self.trunk(image))
+        finally:
+            self._now.clear()
         if self.where == "pyramid":
             for head, level in zip(self.heads, self.at, strict=True):
                 features[level] = head(features[level], context)
