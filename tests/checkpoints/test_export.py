@@ -144,6 +144,11 @@ def test_a_program_of_one_size_answers_within_a_budget_without_being_run_at_othe
         fixed.predict(photos()[0], memory="1MB")
 
 
+def test_turns_that_a_program_of_one_size_cannot_take_are_told_before_an_image_is_read(fixed, tmp_path):
+    with pytest.raises(UserError, match=r"^tta='d4' turns 64x96 into 96x64, .*tta='flips', or .* square program"):
+        next(fixed.predict(iter([tmp_path / "none.png"]), tta="d4"))
+
+
 class Wrong(nn.Module):
     """Answers otherwise once it is traced."""
 

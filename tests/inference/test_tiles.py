@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import zoo
 from zoo.errors import UserError
@@ -107,6 +108,17 @@ def test_what_is_told_as_the_smallest_budget_is_enough():
     enough = re.search(r"memory='(\w+)'", str(error.value))[1]
     assert predict(net, image, {}, memory=enough).mask.shape == (411, 530)
     assert max(net.seen[-1][2:]) <= 128
+
+
+def test_a_file_that_does_not_fit_is_named(tmp_path):
+    Image.fromarray(photo((70, 90))).save(tmp_path / "small.png")
+    Image.fromarray(photo((300, 90))).save(tmp_path / "large.png")
+    with pytest.raises(UserError, match=r"^\S+small\.png of 70x90 needs \w+, memory is 1MB; give"):
+        predict(Local(grid=32), tmp_path / "small.png", {}, memory="1MB")
+    with pytest.raises(
+        UserError, match=r"^The smallest tiles of \S+large\.png of 300x90 need \w+, memory is 1MB; give"
+    ):
+        predict(Local(grid=32), tmp_path / "large.png", {}, memory="1MB")
 
 
 @pytest.mark.parametrize(

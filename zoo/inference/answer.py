@@ -12,12 +12,12 @@ from torch import Tensor
 
 from zoo.datasets.intensity import Intensity
 from zoo.datasets.rows import Rows
-from zoo.errors import ImageError
+from zoo.errors import ImageError, UserError
 from zoo.inference.augment import augmented
 from zoo.inference.memory import MOST, Cost, budget, count, told
 from zoo.inference.sources import Item
 from zoo.inference.spilled import Spilled
-from zoo.inference.tiles import Band, Tiling, blend, fit
+from zoo.inference.tiles import Band, Tiling, blend, fit, smallest
 
 PRECISIONS: dict[str, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 WORK = 3 / 4  # of the budget; the rest is for images and answers that are kept in memory
@@ -75,6 +75,12 @@ class Answers:
         drop: Sequence[str],
     ):
         self.net, self.device, self.precision, self.threshold, self.drop = net, device, precision, threshold, drop
+        if tta == "d4" and net.fixed and net.fixed[0] != net.fixed[1]:
+            height, width = net.fixed
+            raise UserError(
+                f"tta='d4' turns {height}x{width} into {width}x{height}, which this program doesn't take; use"
+                " tta='flips', or a square program."
+            )
         self.pixelwise = bool(getattr(net.task, "pixelwise", False))
         self.run = augmented(net.ready(device), net.task.maps, tta, alone=self.pixelwise)
         self.given = memory
@@ -130,10 +136,12 @@ class Answers:
         found = fit(cost, self.work, (height, width), pixel, grid, bands=self.pixelwise)
         if isinstance(found, Tiling):
             return found
-        least = told(found / WORK)
+        least, name = told(found / WORK), item.path or "an image"
+        what = f"The smallest tiles of {name} of {height}x{width} need"
+        if max(height, width) <= smallest(grid):
+            what = f"{item.path or 'An image'} of {height}x{width} needs"
         raise ImageError(
-            f"The smallest tiles of an image of {height}x{width} need {least}, memory is {told(self.memory)};"
-            f" give at least memory='{least}'."
+            f"{what} {least}, memory is {told(self.memory)}; give at least memory='{least}' (--memory {least})."
         )
 
     def _counted(self, prompts: Mapping[str, np.ndarray]) -> Cost:

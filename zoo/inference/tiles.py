@@ -79,7 +79,7 @@ def fit(cost: Cost, budget: int, size: tuple[int, int], pixel: int, grid: int, *
         whole = height * width * (cost.raw + pixel)
         return max(cost(batch * rows * min(side, width)), height * width * (cost.raw + cost.finish)) + whole
 
-    side = max(-(-SMALLEST // grid), 2) * grid
+    side = smallest(grid)
     if needed(side) > budget:
         return needed(side)
     while side < max(size) and needed(side + grid) <= budget:
@@ -91,6 +91,11 @@ def fit(cost: Cost, budget: int, size: tuple[int, int], pixel: int, grid: int, *
     while batch < len(tiling.along(width)) and cost((batch + 1) * tall * wide) <= rest:
         batch += 1
     return Tiling(side, grid, batch)
+
+
+def smallest(grid: int) -> int:
+    """The side of the smallest tiles."""
+    return max(-(-SMALLEST // grid), 2) * grid
 
 
 def blend(
