@@ -1,9 +1,16 @@
-"""Files written whole: aside first, then renamed, so that nobody ever reads half of one; the user's cache folder."""
+"""Files written whole: aside first, then renamed, so that nobody ever reads half of one; endings; the user's cache."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PROGRAMS = (".onnx", ".pt2")  # endings of what `zoo export` writes
+
+
+def is_program(path: str | Path) -> bool:
+    """Whether a path has the ending of an exported program, in capitals too."""
+    return str(path).lower().endswith(PROGRAMS)
 
 
 @contextmanager

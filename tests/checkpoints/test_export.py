@@ -221,6 +221,12 @@ def test_an_opset_that_is_not_reached_is_told_and_nothing_else(model, tmp_path, 
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
+def test_what_is_no_model_is_told_with_what_makes_one(fixed, tmp_path):
+    for wrong, match in (("runs/1", r"zoo\.load_model\('runs/1'\)"), (fixed, "is a Program"), (None, "NoneType")):
+        with pytest.raises(UserError, match=match):
+            zoo.export(wrong, tmp_path / "m.onnx")
+
+
 def test_packages_that_onnx_takes_are_named_with_the_command_that_installs_them(model, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"'onnxscript', which is not installed; pip install 'visionzoo\[onnx\]'"):

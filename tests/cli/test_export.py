@@ -1,5 +1,7 @@
 """`zoo export` and `zoo predict` of what it wrote."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,6 +32,37 @@ def test_zoo_predict_writes_the_same_pixels_from_the_checkpoint_and_from_the_fil
     assert main(["predict", run, "a.png", "-o", "ours", "--device", "cpu"]) == 0
     assert main(["predict", file, "a.png", "-o", "theirs", "--device", "cpu"]) == 0
     assert np.array_equal(np.asarray(Image.open("ours/a.png")), np.asarray(Image.open("theirs/a.png")))
+
+
+def test_what_was_written_is_shown_and_told_from_a_run_in_capitals_too(run, capsys):
+    assert main(["export", run, "-o", "m.PT2", "--size", "64x96"]) == 0
+    capsys.readouterr()
+    assert main(["show", "m.PT2"]) == 0
+    shown = dict(line.split("  ", maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    shown = {what: value.strip() for what, value in shown.items()}
+    assert (shown["encoder"], shown["size"]) == ("resnet10t", "64x96, any batch")
+    assert shown["differs"].startswith("from its model by at most logits ")
+    assert "torch" in shown["written by"]
+    for words in (["test", "m.PT2"], ["export", "m.PT2", "-o", "n.pt2"]):
+        assert main(words) == 2
+        assert "'m.PT2' is an exported program; `zoo predict` takes it" in capsys.readouterr().err
+    Image.new("RGB", (96, 64)).save("a.png")
+    assert main(["predict", "m.PT2", "a.png", "-o", "out", "--device", "cpu"]) == 0
+
+
+def test_a_run_and_a_checkpoint_are_shown(run, capsys, tmp_path):
+    assert main(["show", run]) == 0
+    told = capsys.readouterr().out
+    assert "checkpoint" in told
+    assert "resnet10t" in told
+    runs = tmp_path / "runs" / "mine" / "1"
+    shutil.copytree(run, runs)
+    (runs / "run.json").write_text('{"kept_epoch": 8}')
+    assert main(["show", "runs/mine"]) == 0
+    assert "kept epoch  8" in capsys.readouterr().out
+    (runs / "config.json").write_text("[")
+    assert main(["show", "runs/mine/1"]) == 2
+    assert "damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

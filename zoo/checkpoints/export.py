@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from zoo.checkpoints.programs import FACTS, SUFFIXES, Exported, needed, open_program, quiet, told
+from zoo.checkpoints.programs import FACTS, Exported, needed, open_program, quiet, told
 from zoo.encoders.tracing import open_sizes
 from zoo.errors import UserError
-from zoo.files import aside
+from zoo.files import aside, is_program
 
 Size = tuple[int, int]
 
@@ -56,9 +56,13 @@ def export(
     Raises UserError for a path that cannot be written, packages that are missing, a net that cannot be traced at open
     sizes, and a program that answers otherwise.
     """
+    if not hasattr(model, "example_inputs"):
+        what = f"is a {type(model).__name__}" if not isinstance(model, str | Path) else f"is {str(model)!r}"
+        there = repr(str(model)) if isinstance(model, str | Path) else "RUN"
+        raise UserError(f"What is exported is one model, and this {what}; give zoo.load_model({there}).")
     path = Path(path)
     check_path(path, force)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         needed("onnx", "onnxscript", "onnxruntime")
         weights = sum(value.numel() for value in model.state_dict().values()) * 4  # float32
         if weights >= ONNX_LIMIT:
@@ -84,10 +88,10 @@ def export(
         "least": plain.least,
         "bytes": plain.bytes_taken(fixed),
         "versions": versions(path),
-        **({"opset": opset} if path.suffix == ".onnx" else {}),
+        **({"opset": opset} if path.suffix.lower() == ".onnx" else {}),
     }
     program = trace(plain, inputs, fixed)
-    made = converted(program, list(inputs), names, opset) if path.suffix == ".onnx" else program
+    made = converted(program, list(inputs), names, opset) if path.suffix.lower() == ".onnx" else program
     with aside(path) as temporary:
         write(made, temporary, facts)
         facts["check"] = compare(plain, open_program(temporary, "cpu"))
@@ -169,7 +173,7 @@ def write(made: Any, path: Path, facts: Mapping[str, Any]) -> None:
     """A program, torch's or ONNX's, with its facts as a file."""
     text = json.dumps(facts)
     with quiet():
-        if path.suffix == ".pt2":
+        if path.suffix.lower() == ".pt2":
             torch.export.save(made, path, extra_files={f"{FACTS}.json": text})
         else:
             made.model.metadata_props[FACTS] = text
@@ -227,7 +231,7 @@ def compare(model: Any, exported: Exported) -> dict[str, Any]:
 
 def check_path(path: Path, force: bool) -> None:
     """Raise UserError where no program can be written as `path`."""
-    if path.suffix not in SUFFIXES:
+    if not is_program(path):
         raise UserError(f"{str(path)!r} ends in {path.suffix or 'nothing'!r}; programs are .onnx or .pt2.")
     if path.is_dir():
         raise UserError(f"{str(path)!r} is a folder; name a file.")
@@ -251,7 +255,7 @@ def check_size(size: Sequence[int] | None) -> Size | None:
 def versions(path: Path) -> dict[str, str]:
     """What wrote the file."""
     found = {"visionzoo": version("visionzoo"), "torch": str(torch.__version__)}
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         found |= {module.__name__: module.__version__ for module in needed("onnx", "onnxscript", "onnxruntime")}
     return found
 

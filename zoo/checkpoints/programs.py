@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
+from zoo.files import PROGRAMS, is_program
 
-SUFFIXES = (".onnx", ".pt2")
 FACTS = "visionzoo"  # the key of an ONNX file's metadata_props; of a .pt2 the extra file FACTS.json
 Run = Callable[[Mapping[str, Tensor], Sequence[str]], dict[str, Tensor]]
 
@@ -40,11 +40,11 @@ def open_program(path: str | Path, device: str | None = None) -> Exported:
     where it is damaged or not of visionzoo, and where the runtime or the device is missing.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{str(path)!r} is no exported program; they end in {' or '.join(SUFFIXES)}.")
+    if not is_program(path):
+        raise UserError(f"{str(path)!r} is no exported program; they end in {' or '.join(PROGRAMS)}.")
     if not path.is_file():
         raise UserError(f"There is no exported program {str(path)!r}; `zoo export RUN -o {path}` writes one.")
-    return _open_onnx(path, device) if path.suffix == ".onnx" else _open_pt2(path, device)
+    return _open_onnx(path, device) if path.suffix.lower() == ".onnx" else _open_pt2(path, device)
 
 
 def needed(*names: str) -> list[Any]:

@@ -1,12 +1,14 @@
 """`zoo list`, `zoo show` and `zoo copy`: what there is, what is known of it, and a recipe to change."""
 
 import argparse
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from zoo.cli.terminal import print_table
 from zoo.errors import UserError, nearest
+from zoo.files import is_program
 from zoo.registry import matching
 
 KINDS = ("models", "encoders", "decoders", "recipes", "data")
@@ -28,8 +30,9 @@ def add_list(commands: Any) -> Any:
 def add_show(commands: Any) -> Any:
     command = commands.add_parser(
         "show",
-        help="what is known of a model, encoder, decoder, recipe or data card",
-        description="Show a model, encoder or decoder (paper, parts, parameters, MACs, licences), a recipe or a card.",
+        help="what is known of a model, encoder, decoder, recipe, data card, run or exported program",
+        description="Show a model, encoder or decoder (paper, parts, parameters, MACs, licences), a recipe or a card,"
+        " a run or checkpoint, or a .onnx or .pt2 file.",
     )
     command.add_argument("name", metavar="NAME")
     command.set_defaults(run=show)
@@ -64,7 +67,7 @@ def list_names(args: argparse.Namespace) -> int:
 
 
 def show(args: argparse.Namespace) -> int:
-    """`zoo show NAME`: a recipe's or card's file as it is; of a part, what is known."""
+    """`zoo show NAME`: a recipe's or card's file as it is; of a part, run or program, what is known."""
     from zoo.datasets.card import list_cards
     from zoo.training.recipe import list_recipes, recipe_text
 
@@ -75,6 +78,14 @@ def show(args: argparse.Namespace) -> int:
     if name in cards:
         print((files("zoo.cards") / f"{name}.yaml").read_text(encoding="utf-8"), end="")
         return 0
+    if is_program(name):
+        from zoo.cli.saved import program_facts
+
+        return _told(program_facts(name))
+    if (Path(name) / "config.json").is_file() or ("/" in name and Path(name).is_dir()):
+        from zoo.cli.saved import run_facts
+
+        return _told(run_facts(name))
     if "/" in name and name.partition("/")[0] in {recipe.partition("/")[0] for recipe in recipes}:
         recipe_text(name)  # raises, with the nearest recipe
     from zoo.cli.parts import facts, part_names
@@ -86,7 +97,10 @@ def show(args: argparse.Namespace) -> int:
         raise UserError(
             f"There is nothing called {name!r}{near or '.'} `zoo list {'|'.join(KINDS)}` shows what there is."
         )
-    found = facts(name)
+    return _told(facts(name))
+
+
+def _told(found: Sequence[tuple[str, str]]) -> int:
     width = max(len(key) for key, _ in found)
     for key, value in found:
         print(f"{key:{width}}  {value}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from zoo.cli.train import find_run
 from zoo.errors import UserError
+from zoo.files import is_program
 
 
 def add(commands: Any) -> Any:
@@ -29,7 +30,7 @@ def add(commands: Any) -> Any:
 
 def export(args: argparse.Namespace) -> int:
     """`zoo export RUN -o FILE`."""
-    if args.out.suffix not in (".onnx", ".pt2"):  # told before anything slow is imported
+    if not is_program(args.out):  # told before anything slow is imported
         raise UserError(f"{str(args.out)!r} ends in {args.out.suffix or 'nothing'!r}; programs are .onnx or .pt2.")
     run = find_run(args.model)
     import zoo

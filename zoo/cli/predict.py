@@ -12,8 +12,8 @@ from typing import Any
 from zoo.cli.terminal import track
 from zoo.cli.train import find_run
 from zoo.errors import UserError, nearest
+from zoo.files import is_program
 
-PROGRAMS = (".onnx", ".pt2")  # files that `zoo export` writes
 SHOWN = 10  # names of failed images that are printed; the rest are counted
 
 
@@ -75,7 +75,7 @@ def add(commands: Any) -> Any:
 
 def predict(args: argparse.Namespace) -> int:
     """`zoo predict RUN INPUT... -o OUT [--with RUN...]`."""
-    program = args.model.endswith(PROGRAMS)
+    program = is_program(args.model)
     if program and args.others:
         raise UserError("--with averages runs, and an exported program answers alone; name the runs, or leave it out.")
     if program and args.precision != "32":

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError, nearest
+from zoo.files import is_program
 from zoo.processes import is_first
 
 
@@ -95,6 +96,8 @@ def find_run(name: str, file: str = "config.json") -> Path:
     Raises UserError with the runs that there are.
     """
     path = Path(name)
+    if is_program(name) and path.is_file():
+        raise UserError(f"{name!r} is an exported program; `zoo predict` takes it, and `zoo show` tells what it is.")
     if (path / file).is_file():
         return path
     numbered = [found.parent for found in path.glob(f"*/{file}") if found.parent.name.isdigit()]
