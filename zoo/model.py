@@ -185,16 +185,18 @@ class Model(nn.Module):
 
         Of open sizes nothing for a model that takes prompts, which is never tiled.
         """
+        run = self.ready(torch.device("cpu"))  # what predict runs
         if size:
             image = torch.zeros(1, self.in_channels, *size, dtype=self.dtype)
             with torch.inference_mode(), Counted() as counted:
-                self.answer(image, threshold=None, **self.example_inputs(image))
+                inputs = self.example_inputs(image)
+                self.finish(run(image, **inputs), {"image": image, **inputs})
             return [counted.peak]
         if self.task.prompts:
             return [0, 0]
         channels = {"image": self.in_channels, **self.task.planes}
         with torch.inference_mode():
-            cost = count(self, self.finish, tuple(self.task.maps), channels, torch.zeros((), dtype=self.dtype), {})
+            cost = count(run, self.finish, tuple(self.task.maps), channels, torch.zeros((), dtype=self.dtype), {})
         return [taken for _, taken in cost.counted]
 
     @property

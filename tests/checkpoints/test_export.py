@@ -15,6 +15,8 @@ from zoo.checkpoints import export as exporting
 from zoo.checkpoints import programs
 from zoo.encoders.tracing import same_padding
 from zoo.errors import UserError
+from zoo.inference.answer import Answers
+from zoo.inference.sources import Item
 
 UNET = dict(name="unet", encoder="resnet10t", decoder={"widths": [16, 16, 8, 8, 8]}, num_classes=3)
 
@@ -53,6 +55,19 @@ def test_a_program_predicts_as_its_model_on_photographs_of_any_size(model, expor
         assert ((ours.mask == theirs.mask) | (first - second <= 1e-4)).all()
         assert (theirs.mask.shape, theirs.mask.dtype) == (photo.shape[:2], ours.mask.dtype)
         assert (theirs.class_colors, theirs.class_names) == (ours.class_colors, ours.class_names)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_program_is_tiled_as_its_model_is(model, exported, kind):
+    def plan(net, memory):
+        cpu = torch.device("cpu")
+        answers = Answers(net, cpu, precision="32", tta="none", threshold=None, memory=memory, drop=())
+        return answers._plan(Item(None, np.zeros((700, 900, 3), np.uint8), {}), 1)
+
+    program = zoo.load_program(exported[kind], device="cpu")
+    plans = [plan(model, memory) for memory in (40_000_000, 80_000_000)]
+    assert plans == [plan(program, memory) for memory in (40_000_000, 80_000_000)]
+    assert plans[0].side < plans[1].side
 
 
 def test_a_file_tells_its_config_versions_opset_and_check(model, exported):
