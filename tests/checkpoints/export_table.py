@@ -32,6 +32,23 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+USE = """
+## In another program
+
+```python
+import numpy as np, onnxruntime
+from PIL import Image
+
+session = onnxruntime.InferenceSession("model.onnx")
+pixels = np.asarray(Image.open("photo.jpg").convert("RGB"), np.float32) / 255  # (H, W, 3)
+answer = session.run(["mask"], {"image": pixels.transpose(2, 0, 1)[None]})[0][0]  # (H, W), class ids
+```
+
+`image` is float32 (B, C, H, W), colours as RGB, in [0, 1]. What `intensity` says (`bits`, `window`, `percentile`, `zscore`; it is in
+`zoo show model.onnx`) is done on reading, so it is not in the file and has to be applied first; `zoo predict` does.
+"""
+
+
 def trained_a_little(**spec: Any) -> zoo.Model:
     """A model with drawn weights whose norms have seen some images."""
     torch.manual_seed(0)
@@ -81,6 +98,7 @@ def main() -> None:
                 f" | {found['probabilities']:.1e} |",
                 flush=True,
             )
+    print(USE, end="")
 
 
 if __name__ == "__main__":
