@@ -222,9 +222,9 @@ class Model(nn.Module):
         """
         exact = torch.float32 if self.mean.device.type == "mps" else torch.float64
         state = [t.detach() for t in (*self.parameters(), *self.buffers())]
-        ramp = torch.arange(1, 1 + max(t.numel() for t in state), dtype=exact, device=self.mean.device).sqrt_()
-        values = (t.to(exact, copy=True).reshape(-1) for t in state)
-        seen = torch.stack([y for x in values for y in (x.norm(), x @ ramp[: len(x)])]).tolist()
+        ramp = torch.arange(1, 2**18, dtype=exact, device=self.mean.device).sqrt_()
+        parts = (x.to(exact, copy=True) for t in state for x in _parts(t, len(ramp)))  # little memory
+        seen = torch.stack([y for x in parts for y in (x.norm(), x @ ramp[: len(x)])]).tolist()
         key = (device, self.input_size, [(t.dtype, t.shape) for t in state], seen)
         if self._faster is None or self._faster[0] != key:
             small = copy.deepcopy(self).cpu()
@@ -241,3 +241,9 @@ class Model(nn.Module):
     def save(self, folder: str | Path) -> Path:
         """Write `model.safetensors` and `config.json` into `folder`, aside first, then renamed; returns the folder."""
         return checkpoint.write(folder, self.state_dict(), self.config)
+
+
+def _parts(t: Tensor, most: int) -> list[Tensor]:
+    """A tensor's values in order, at most so many at once."""
+    flat = t.reshape(-1)
+    return [flat[i : i + most] for i in range(0, len(flat), most)]  # `split` refuses tensors made in inference mode

@@ -44,9 +44,9 @@ pixels = np.asarray(Image.open("photo.jpg").convert("RGB"), np.float32) / 255  #
 answer = session.run(["mask"], {"image": pixels.transpose(2, 0, 1)[None]})[0][0]  # (H, W), class ids
 ```
 
-`image` is float32 (B, C, H, W), colours as RGB, in [0, 1]. What `intensity` says (`bits`, `window`, `percentile`, `zscore`;
-`zoo show model.onnx` tells it) is done on reading, so it is not in the file and has to be applied first; `zoo predict`
-does.
+`image` is float32 (B, C, H, W), colours as RGB, in [0, 1]. What `intensity` says (`bits`, `window`, `percentile`,
+`zscore`; `zoo show model.onnx` tells it) is done on reading, so it is not in the file and has to be applied
+first; `zoo predict` does.
 """
 
 
