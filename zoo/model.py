@@ -245,5 +245,5 @@ class Model(nn.Module):
 
 def _parts(t: Tensor, most: int) -> list[Tensor]:
     """A tensor's values in order, at most so many at once."""
-    flat = t.reshape(-1)
-    return [flat[i : i + most] for i in range(0, len(flat), most)]  # `split` refuses tensors made in inference mode
+    flat = t.clone().reshape(-1)  # a copy: tensors made in inference mode refuse views
+    return [flat[i : i + most] for i in range(0, len(flat), most)]
