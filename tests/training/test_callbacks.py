@@ -73,3 +73,14 @@ def test_on_a_terminal_there_is_a_bar():
     assert "epoch 1/3" in text
     assert "10/10" in text
     assert "step" not in text
+
+
+def test_a_changed_monitor_is_compared_with_the_kept_epochs_own_score_of_it():
+    before, tables = Keep(None, "accuracy"), Tables(None)
+    before.epoch, before.score = 2, 0.7466
+    tables.metrics = [{"epoch": 1, "val/iou": 0.05}, {"epoch": 2, "val/iou": 0.03, "val/accuracy": 0.7466}]
+    for monitor, score in (("accuracy", 0.7466), ("iou", 0.03), ("dice", math.nan), (None, math.nan)):
+        keep = Keep(None, monitor, tables)
+        keep.load_state_dict(before.state_dict())
+        assert keep.epoch == 2
+        assert keep.score == pytest.approx(score, nan_ok=True)

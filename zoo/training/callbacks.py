@@ -127,20 +127,27 @@ class Keep(Callback):
 
     monitor: a validation metric, more of which is better unless it is in LESS_IS_BETTER; None = every epoch, so that
     the last one stays. epoch, score: of what is saved. Where a resumed training finds another model than the one it
-    knows, saved by an epoch that is trained once more, the next epoch's takes its place.
+    knows, saved by an epoch that is trained once more, the next epoch's takes its place. tables: where a training that
+    is resumed with another monitor finds the kept epoch's score.
     """
 
-    def __init__(self, folder: Path | None, monitor: str | None):
-        self.folder, self.monitor = folder, monitor
+    def __init__(self, folder: Path | None, monitor: str | None, tables: Tables | None = None):
+        self.folder, self.monitor, self.tables = folder, monitor, tables
         self.epoch: int | None = None
         self.score = math.nan
         self.saved = ""  # the checksum of the file
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "score": self.score, "saved": self.saved}
+        return {"epoch": self.epoch, "score": self.score, "saved": self.saved, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """After that of the tables."""
         self.epoch, self.score, self.saved = state_dict["epoch"], state_dict["score"], state_dict["saved"]
+        if state_dict.get("monitor", self.monitor) != self.monitor:  # scores of two metrics can't be compared
+            rows = self.tables.metrics if self.tables else []
+            self.score = next(
+                (row.get(f"val/{self.monitor}", math.nan) for row in rows if row["epoch"] == self.epoch), math.nan
+            )
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         if self.folder and self.epoch is not None and self.saved != _checksum(self.folder / WEIGHTS):

@@ -106,7 +106,8 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
     if is_first():  # a new one now, lest a long training finds no place
         folder = past.folder if past else new_folder(runs / recipe.name / fold_of(recipe).replace(" ", "_"))
     state = State(folder, loader, every=recipe.save_every, seed=recipe.seed, changed=bool(past and past.changed))
-    tables, keep, facts = Tables(folder), Keep(folder, None), dict[str, Any]()
+    tables, facts = Tables(folder), dict[str, Any]()
+    keep = Keep(folder, None, tables)
     guard = Guard(recipe, console, folder)
     try:
         with sentences(recipe), interruptible():
