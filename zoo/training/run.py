@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback
+from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 
 from zoo.checkpoints import folder as checkpoint
@@ -23,7 +23,7 @@ from zoo.create import create_model
 from zoo.datasets.card import Card
 from zoo.errors import UserError, nearest
 from zoo.files import aside
-from zoo.metrics import LESS_IS_BETTER, create_metrics
+from zoo.metrics import create_metrics
 from zoo.model import Model
 from zoo.processes import is_first
 from zoo.report.page import write_page
@@ -39,6 +39,7 @@ from zoo.training.measure import measure
 from zoo.training.module import Training
 from zoo.training.optim import create_optimizer, create_schedule
 from zoo.training.state import STATE, Past, State, keep_newest
+from zoo.training.stopping import early_stopping
 from zoo.training.surroundings import create_console, interruptible, one_line, quiet, sentences
 from zoo.training.trainer import create_trainer, effective_batch
 from zoo.training.unreadable import Readable
@@ -117,7 +118,7 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
                 console.print(f"Note: {note}")
             metrics = create_metrics(model.task, recipe.protocol)
             keep.monitor = _monitor(recipe, data, metrics)
-            stop = _early_stopping(recipe, keep.monitor)
+            stop = early_stopping(recipe, keep.monitor, changed=bool(past and past.changed))
             start = LambdaCallback(on_train_start=lambda *_: _write_start(folder, recipe, data, facts))
             callbacks = [guard, tables, keep, state, start, Show(console, tables, keep), *stop]
             trainer = create_trainer(recipe.trainer, callbacks, create_logger(recipe.trainer.get("logger"), folder))
@@ -291,18 +292,3 @@ def _monitor(recipe: Recipe, data: Splits, metrics: Any) -> str | None:
             f" There are: {', '.join(known)}; null keeps the last epoch."
         )
     return recipe.monitor
-
-
-def _early_stopping(recipe: Recipe, monitor: str | None) -> list[EarlyStopping]:
-    options = recipe.early_stopping
-    if options.patience is None:
-        return []
-    if monitor is None:
-        raise UserError(
-            f"early_stopping.patience is {options.patience}, but there is nothing to judge by: it needs a monitor and a"
-            " val split. Take --early_stopping null, or set --monitor."
-        )
-    mode = "min" if monitor in LESS_IS_BETTER else "max"
-    # a metric without a value is no better, but no reason to stop at once
-    bounds = dict(patience=options.patience, min_delta=options.min_delta, check_finite=False)
-    return [EarlyStopping(f"val/{monitor}", mode=mode, **bounds)]
