@@ -37,6 +37,7 @@ def add_test(commands: Any) -> Any:
 
 def train(command: argparse.ArgumentParser, argv: list[str]) -> int:
     """`zoo train RECIPE [--key value ...]`; with --help, the recipe's keys; with --resume, a run goes on."""
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--resume=") else [word])]
     if not argv or argv[0] in ("-h", "--help"):
         command.print_help()
         return 0 if argv else 2
