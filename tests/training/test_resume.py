@@ -244,8 +244,14 @@ def content(run):
 
 
 def test_a_finished_run_stays_as_it_is(inside, capsys):
-    for words in ([], ["--data.num_workers", "2", "--save_every", "7"]):
-        assert main(["train", "--resume", "runs/whole", *words]) == 0
+    logger = ["--trainer.logger.name", "tensorboard"]
+    for words in (
+        [],
+        ["--data.num_workers", "2", "--save_every", "7"],
+        ["--data.on_error", "skip", "--on_nan", "skip"],
+        logger,
+    ):
+        assert main(["train", "--resume=runs/whole", *words]) == 0
         told = capsys.readouterr().out
         assert "runs/whole/1 is finished. Epoch " in told
         assert "zoo train --resume runs/whole/1 --resume_anyway --trainer.max_epochs N" in told
@@ -258,6 +264,30 @@ def test_a_changed_recipe_is_refused_with_the_difference(inside, capsys):
     assert told in capsys.readouterr().err
     assert main(["train", "--resume", "runs/whole", "--optimizer.name", "sgd", "--resume_anyway"]) == 2
     assert "cannot go on with another optimizer.name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("overfit", "2"), ("data.card.splits", "{seed: 1, val: 0.5}"), ("data.card.group", "'(.)'")]
+)
+def test_a_run_keeps_its_splits(inside, capsys, key, value):
+    assert main(["train", "--resume", "runs/whole", f"--{key}", value, "--resume_anyway"]) == 2
+    assert f"cannot go on with another {key}" in capsys.readouterr().err
+
+
+def test_a_run_whose_splits_are_gone_is_a_sentence(here, capsys, monkeypatch):
+    monkeypatch.chdir(here)
+    shutil.copytree(here / "runs/whole/1", here / "runs/mine/1")
+    (here / "runs/mine/1/splits.json").unlink()
+    assert main(["train", "--resume", "runs/mine", "--trainer.max_epochs", "9", "--resume_anyway"]) == 2
+    assert "runs/mine/1/splits.json is gone" in capsys.readouterr().err
+
+
+def test_a_resume_is_told_once_the_data_is_there(inside, capsys, monkeypatch):
+    monkeypatch.chdir(inside)
+    assert main(["train", "--resume", ".", "--trainer.max_epochs", "9", "--resume_anyway"]) == 2
+    captured = capsys.readouterr()
+    assert "discs" in captured.err
+    assert "Resumed" not in captured.out
 
 
 def test_a_misplaced_word_or_an_unknown_run_or_key_is_a_sentence(inside, capsys):

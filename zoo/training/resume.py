@@ -19,12 +19,20 @@ HARMLESS = (
     "data.root",
     "data.timeout",
     "data.max_errors",
+    "data.on_error",
+    "on_nan",
     "save_every",
     "trainer.logger",
     "trainer.log_every_n_steps",
     "trainer.profiler",
 )
-"""Keys that change nothing of what is trained; data.root where the same files lie elsewhere."""
+"""Keys, with those below them, that change nothing of what is trained; data.root where the same files lie elsewhere.
+
+data.on_error, data.max_errors and on_nan are the way out that a training's errors name.
+"""
+
+ANOTHER = ("name", "optimizer.name", "overfit", "data.fold", "data.folds", "data.card.splits", "data.card.group")
+"""Keys with which a run would be another one: its optimiser does not fit, or its splits are those it has kept."""
 
 
 def resume(run: str | Path, overrides: Iterable[str] = (), *, anyway: bool = False) -> Path:
@@ -38,14 +46,15 @@ def resume(run: str | Path, overrides: Iterable[str] = (), *, anyway: bool = Fal
     own, recipe = (load_recipe(folder / "recipe.yaml", words) for words in ((), list(overrides)))
     facts = record.read_json(folder / "run.json")
     changes = difference(asdict(own), asdict(recipe))
-    changed = {key: pair for key, pair in changes.items() if key not in HARMLESS}
+    changed = {key: pair for key, pair in changes.items() if not _is_of(key, HARMLESS)}
     told = ", ".join(f"{key} {_text(new)} (before: {_text(old)})" for key, (old, new) in changed.items())
     if changed and not anyway:
         raise UserError(
             f"{folder} was trained otherwise: {told}. Leave that out, or give --resume_anyway to go on with the"
             " change; the run is then no longer what its recipe says from its first step on."
         )
-    for key in {"name", "optimizer.name", "data.fold", "data.folds"} & changed.keys():
+    if another := [key for key in changed if _is_of(key, ANOTHER)]:
+        key = another[0]
         raise UserError(f"{told}: a run cannot go on with another {key}; start a new one (--model.weights {folder}).")
     if facts.get("finished") and not changed:
         create_console().print(
@@ -58,8 +67,12 @@ def resume(run: str | Path, overrides: Iterable[str] = (), *, anyway: bool = Fal
             f"{folder} holds no state to go on from (the first is written after its first epoch, or after save_every"
             f" steps); start again: zoo train {folder / 'recipe.yaml'}"
         )
+    if not (folder / record.SPLITS).is_file():
+        raise UserError(
+            f"{folder / record.SPLITS} is gone, which says what images were in which split; put it back, or start a new"
+            f" run: zoo train {folder / 'recipe.yaml'}"
+        )
     sentence = f"Resumed after step {state.stem}{' with ' * bool(told)}{told}."
-    create_console().print(sentence)
     return carry_out(recipe, folder.parent, Past(folder, state, [*facts.get("resumed", []), sentence], bool(changed)))
 
 
@@ -73,6 +86,11 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any], above: str =
         elif old != new:
             found[f"{above}{key}"] = (old, new)
     return found
+
+
+def _is_of(key: str, keys: Iterable[str]) -> bool:
+    """Whether a dotted key is one of these or below one."""
+    return any(f"{key}.".startswith(f"{known}.") for known in keys)
 
 
 def _text(value: Any) -> str:

@@ -90,6 +90,8 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
     names = record.read_json(past.folder / record.SPLITS) if past else None
     data = open_data(recipe, channels=recipe.model.get("in_channels"), names=names)
     data.check_split("train")
+    if past:
+        console.print(past.told[-1])
     if data.card.found:
         console.print(data.card.found)
         # a later test, perhaps of another folder, is to read masks as this training does
