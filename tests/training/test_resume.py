@@ -16,6 +16,7 @@ from zoo.cli import main
 from zoo.training import state as states
 from zoo.training.callbacks import Keep, Tables
 from zoo.training.state import State, Whole, find_state
+from zoo.training.stopping import EarlyStopping
 
 RECIPE = """
 model: {encoder: test_resnet, decoder: {name: linear, dropout: 0.5}}
@@ -343,6 +344,43 @@ def test_a_finished_run_is_prolonged_as_if_it_had_been_longer_from_the_start(her
     assert command(here, "train", "--resume", "runs/mine", "--trainer.max_epochs", "3", "--resume_anyway") == 0
     assert equal(run, here / "runs/long/1")
     assert len((run / "timings.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_a_run_bounded_by_steps_is_prolonged_by_whole_epochs(here, capfd):
+    words = ("--scheduler.name", "constant", "--trainer.max_epochs", "-1", "--trainer.max_steps")
+    assert command(here, "train", "mine.yaml", *words, "8", "--name", "longer") == 0
+    for steps, rows in ((5, [5, 8]), (3, [3, 8])):  # an epoch has 5
+        shutil.rmtree(here / "runs/mine", ignore_errors=True)
+        assert command(here, "train", "mine.yaml", *words, str(steps)) == 0
+        capfd.readouterr()
+        assert command(here, "train", "--resume", "runs/mine", "--trainer.max_steps", "8", "--resume_anyway") == 0
+        table = (here / "runs/mine/1/metrics.csv").read_text()
+        assert [int(line.split(",")[1]) for line in table.splitlines()[1:]] == rows
+        assert ("Epoch 1 ended after 3 of 5 batches" in capfd.readouterr().out) == (steps == 3)
+        assert (table == (here / "runs/longer/1/metrics.csv").read_text()) == (steps == 5)
+
+
+@pytest.mark.slow
+def test_a_stop_decided_on_before_an_interruption_is_kept(here):
+    early = ("--early_stopping", "1", "--optimizer.lr", "1e-12", "--ema", "null", "--trainer.max_epochs", "9")
+    assert command(here, "train", "mine.yaml", *early, "--name", "early") == 0
+
+    def interrupted(patch):
+        real = EarlyStopping._run_early_stopping_check
+
+        def check(self, trainer):
+            real(self, trainer)
+            if trainer.should_stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        patch.setattr(EarlyStopping, "_run_early_stopping_check", check)
+
+    assert command(here, "train", "mine.yaml", *early, before=interrupted) == 143
+    assert command(here, "train", "--resume", "runs/mine") == 0
+    run, whole = here / "runs/mine/1", here / "runs/early/1"
+    assert (run / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    assert any("was no better in 1 validations" in line for line in json.loads((run / "run.json").read_text())["told"])
 
 
 @pytest.mark.slow

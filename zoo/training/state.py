@@ -123,6 +123,8 @@ class State(Callback):
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         self.began = True
+        if self.saved and not self.place[1]:
+            self._begin_epoch(trainer)
         if self.changed:
             self._use_options(trainer)
         if self.folder:
@@ -174,6 +176,17 @@ class State(Callback):
         asked = torch.tensor(self.asked, device=module.device)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
         return int(asked)
+
+    def _begin_epoch(self, trainer: Trainer) -> None:
+        """Let a whole epoch follow one that `max_steps` has cut: Lightning's count of batches stands in its midst."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        if 0 < batches.current.completed < trainer.num_training_batches:
+            create_console().print(
+                f"Epoch {trainer.current_epoch} ended after {batches.current.completed} of"
+                f" {trainer.num_training_batches} batches; the next one is whole, so that this is not the training of"
+                " more steps from the start."
+            )
+        batches.reset_on_run()
 
     def _use_options(self, trainer: Trainer) -> None:
         """Give the optimiser the recipe's options again, and the rate that its schedule has at this step."""
