@@ -107,6 +107,22 @@ def test_the_encoders_rate_is_the_backbones_alone_and_what_we_add_learns_as_fast
     assert first["lr"] == 0.1  # whose rate is the one in metrics.csv
 
 
+@pytest.mark.parametrize("where", ["trunk", "pyramid"])
+def test_with_attention_the_backbone_has_its_own_rates_and_the_attention_the_decoders(where):
+    encoder = {**VIT, "attention": {"name": "medusa", "where": where, "levels": [16], "widths": [4]}}
+    model = create_model(encoder=encoder, decoder="linear", num_classes=2)
+    found = rates_by_name(model, Optimizer(lr=1.0, encoder_lr=0.1, layer_decay=0.5))
+    for block, factor in enumerate([0.125, 0.25, 0.5, 1]):
+        inside = {rate for name, rate in found.items() if name.startswith(f"encoder.trunk.net.blocks.{block}.")}
+        assert [*inside] == pytest.approx([0.1 * factor])
+    assert {name.split(".")[1] for name in found if name.startswith("encoder.")} >= {"trunk", "body", "heads"}
+    assert {rate for name, rate in found.items() if not name.startswith("encoder.trunk.net.")} == {1.0}
+    groups = create_optimizer(model, Optimizer(weight_decay=0.25, decay_norms=False)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay[id(model.encoder.trunk.net.pos_embed)] == 0
+    assert decay[id(model.encoder.trunk.net.blocks[0].attn.qkv.weight)] == 0.25
+
+
 def test_layer_decay_multiplies_the_rate_at_each_layer_from_the_last_to_the_stem():
     model = create_model(encoder=VIT, decoder="linear", num_classes=2)
     found = rates_by_name(model, Optimizer(name="sgd", lr=1.0, encoder_lr=0.1, layer_decay=0.5))

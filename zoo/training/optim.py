@@ -44,7 +44,7 @@ def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, A
     """The trainable parameters in groups of equal rate and weight decay, as torch.optim takes them; the head's first.
 
     The backbone's own weights (`encoder.net`, or a registered encoder as a whole) have `encoder_lr`, all others,
-    convolutions that we add to a backbone among them, have `lr`. With `layer_decay` the backbone's last layer has
+    convolutions and attention that we add to a backbone among them, have `lr`. With `layer_decay` the backbone's last layer has
     `encoder_lr` and each layer before it `layer_decay` times the next one's, in layers as the net's `group_matcher`
     counts them. Without `decay_norms` there is no weight decay on what has one dimension at most, on biases, and on
     what the net's `no_weight_decay` names.
@@ -53,7 +53,8 @@ def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, A
     `optim.param_groups_layer_decay`, which gives the classifier the undecayed rate, where here the last layer has it.
     """
     encoder = getattr(model, "encoder", None)
-    net: Any = getattr(encoder, "net", encoder)
+    trunk = getattr(encoder, "trunk", encoder)  # the encoder itself, where attention is around it
+    net: Any = getattr(trunk, "net", trunk)
     own = {id(p): name for name, p in net.named_parameters()} if isinstance(net, nn.Module) else {}
     last, layers = _layers(net) if optimizer.layer_decay else (0, {})
     spared = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
