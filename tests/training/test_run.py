@@ -444,6 +444,23 @@ def test_ctrl_c_while_a_split_is_measured_leaves_a_finished_run(tmp_path, monkey
     assert "could not be measured" not in (run / "report.html").read_text()
 
 
+def test_what_was_measured_while_the_training_went_on_is_not_that_of_the_kept_model(tmp_path, monkeypatch):
+    start = Training.on_train_epoch_start
+
+    def before(self):
+        start(self)
+        if self.current_epoch == 1:
+            [run] = tmp_path.glob("runs/discs/*")
+            measure.test(run, "val")
+            assert "val" in json.loads((run / "test_details.json").read_text())
+
+    monkeypatch.setattr(Training, "on_train_epoch_start", before)
+    run = runs.train(recipe_of(tmp_path, write_discs(tmp_path / "discs", 10)), runs=tmp_path / "runs")
+    assert set(json.loads((run / "test_details.json").read_text())) == {"test"}
+    assert {row["split"] for row in table(run / "test_images.csv")} == {"test"}
+    assert not (run / "worst_val.png").exists()
+
+
 def test_a_training_bounded_by_time_alone_needs_a_schedule_without_an_end(tmp_path):
     data = write_discs(tmp_path / "discs", 10)
     bounds = ("--trainer", "{max_time: '00:00:00:01', accelerator: cpu, devices: 1}")

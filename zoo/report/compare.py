@@ -51,9 +51,11 @@ class Comparison:
 
 def read_run(name: str, folder: Path, recipe: Mapping[str, Any]) -> Run:
     """A run as its folder has it. Raises UserError where it was never tested, or not yet image by image."""
-    if not read_json(folder / "test.json"):
+    measured = {split for split, found in read_json(folder / "test.json").items() if "notice" not in found}
+    if not measured:
         raise UserError(f"The run {name!r} has no test figures yet; `zoo test {folder}` makes them.")
     tests = read_counts(folder / TABLE, kinds(read_json(folder / DETAILS)))
+    tests = {split: counts for split, counts in tests.items() if split in measured}
     if not tests:
         raise UserError(
             f"The run {name!r} was tested, but its figures of each image ({TABLE}) are not there; `zoo test {folder}`"

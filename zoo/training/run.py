@@ -197,6 +197,8 @@ def _finish(
     found: dict[str, dict[str, Any]] = {}
     try:
         with sentences(recipe), interruptible():
+            if trainer.is_global_zero:
+                tested.clear(folder)  # of a model that was kept before, tested while the training went on
             for split in data.test_splits:
                 found[split] = measure(trainer, module, data, split)
                 console.print(record.told(split, found[split]))
