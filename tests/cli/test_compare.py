@@ -95,6 +95,23 @@ def test_what_cannot_be_compared_is_refused_with_a_sentence(options, why, capsys
     assert not Path("compare.html").exists()
 
 
+def test_splits_that_a_test_has_no_figures_of_are_not_compared(capsys):
+    runs = [write_run("a", 0.7), write_run("b", 0.8)]
+    for found in ({"val": {"images": 40}}, {"val": {"images": 40}, "test": {"notice": "It could not be measured."}}):
+        Path(runs[1], "test.json").write_text(json.dumps(found))
+        assert main(["compare", *runs]) == 2
+        assert "'b' was tested, but its figures of each image" in capsys.readouterr().err
+
+
+def test_one_common_image_has_figures_but_no_interval(capsys):
+    runs = [write_run("a", 0.7, images=range(20)), write_run("b", 0.8, images=range(19, 40))]
+    assert main(["compare", *runs]) == 0
+    printed = capsys.readouterr().out
+    assert "n = 1 image," in printed
+    assert re.search(r"mean_iou +b +0\.\d{4} +[+-]0\.\d{4} +-\n", printed)
+    assert "nan" not in printed
+
+
 def test_runs_without_figures_and_things_that_are_no_runs_are_told(capsys):
     one, other = write_run("a", 0.7), write_run("b", 0.7)
     Path(other, "test_images.csv").unlink()

@@ -1,6 +1,7 @@
 """`zoo compare`: runs against the first of them, on the images that all have measured; a table and a page."""
 
 import argparse
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,23 @@ def compare(args: argparse.Namespace) -> int:
         runs.append(report.read_run(name, near, asdict(load_recipe(folder / "recipe.yaml"))))
     found = report.compare(runs, args.split)
     for one in found:
-        print(f"On the {one.split} split, n = {one.images} images, differences to {runs[0].name}:")
+        print(f"On the {one.split} split, n = {one.images} image{'s' * (one.images != 1)}, differences to {runs[0].name}:")
         rows = []
         for row in one.rows:
             if "/" not in row.metric:
                 less = row.difference
-                told = [f"{less.value:+.4f}", f"[{less.low:+.4f}, {less.high:+.4f}]"] if less else ["", ""]
-                rows.append([row.metric, row.run, f"{row.value.value:.4f}", *told])
+                told = [_told(less.value), _told(less.low, less.high)] if less else ["", ""]
+                rows.append([row.metric, row.run, _told(row.value.value, sign=""), *told])
         print_table(["metric", "run", "figure", "difference", "95 % interval"], rows, piped_header=True)
         for note in one.notes:
             print(f"Note: {note}")
     print(f"The page is {report.write_comparison(runs, found, args.out)}")
     return 0
+
+
+def _told(*numbers: float, sign: str = "+") -> str:
+    """A number, or an interval of two; "-" where there is none."""
+    if any(map(math.isnan, numbers)):
+        return "-"
+    text = ", ".join(f"{number:{sign}.4f}" for number in numbers)
+    return f"[{text}]" if len(numbers) > 1 else text
