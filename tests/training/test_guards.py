@@ -99,6 +99,19 @@ def test_more_broken_images_than_max_errors_end_a_training(here, capfd):
     assert "Nor can 20 others be read" in capfd.readouterr().err
 
 
+def test_an_unreadable_mask_is_left_out_of_what_masks_hold_and_of_class_weights_or_named(here, capfd):
+    masks = [here / "discs/masks" / image.name for image in images(here, "train")]
+    truncate(masks[1])
+    words = ("--class_weights", "balanced", "--trainer.max_epochs", "1")
+    assert command(here, "train", "mine.yaml", *words, *SKIP) == 0
+    told = capfd.readouterr().out
+    assert "Looked at 20 of 20 masks (1 of which can't be read and is left out): 0 and 255, so binary" in told
+    assert "Note: 1 mask that can't be read is left out of the class weights." in told
+    for card in ([], ["--data.card.values", "grey", "--data.card.num_classes", "1"]):
+        assert command(here, "train", "mine.yaml", *words, *card) == 2
+        assert f"{masks[1].name} can't be read" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_training_that_skips_images_goes_on_bit_for_bit(here):
     truncate(images(here, "train")[1])

@@ -43,7 +43,9 @@ def compare(args: argparse.Namespace) -> int:
         runs.append(report.read_run(name, near, asdict(load_recipe(folder / "recipe.yaml"))))
     found = report.compare(runs, args.split)
     for one in found:
-        print(f"On the {one.split} split, n = {one.images} image{'s' * (one.images != 1)}, differences to {runs[0].name}:")
+        print(
+            f"On the {one.split} split, n = {one.images} image{'s' * (one.images != 1)}, differences to {runs[0].name}:"
+        )
         rows = []
         for row in one.rows:
             if "/" not in row.metric:

@@ -31,18 +31,19 @@ class Found:
     sentence: str
 
 
-def resolve(card: Card) -> Card:
+def resolve(card: Card, *, skip: bool = False) -> Card:
     """The card with its root found (files made where it can), its layout chosen, and `num_classes` known.
 
     With `values: look` (or no classes and no values at all) up to 200 masks of all splits are read; `found` then says
-    in a sentence what they hold and how to override it. A resolved card is returned as it is.
+    in a sentence what they hold and how to override it. A resolved card is returned as it is. skip: masks that can't
+    be read are left out, and counted in the sentence.
     Raises UserError for missing files and for masks that no rule explains.
     """
     card, note = locate(card)
     if card.num_classes is not None and parse_values(card.values).kind != "look":
         return card
     masks = [pair.mask for pairs in split_pairs(card).values() for pair in pairs]
-    found = look(masks, num_classes=card.num_classes)
+    found = look(masks, num_classes=card.num_classes, skip=skip)
     if card.num_classes is not None and found.num_classes > card.num_classes:
         raise UserError(
             f"The card {card.name!r} says {card.num_classes} class(es), but the masks differ. {found.sentence}"
@@ -85,14 +86,14 @@ def check_sizes(pairs: Iterable[Pair]) -> None:
         )
 
 
-def look(masks: Sequence[Path], limit: int = LIMIT, num_classes: int | None = None) -> Found:
+def look(masks: Sequence[Path], limit: int = LIMIT, num_classes: int | None = None, *, skip: bool = False) -> Found:
     """What up to `limit` masks, evenly spread over the list, hold; num_classes: at least so many, where it is known.
 
     Numbers: two values are background and foreground, the lower first (greys between, as JPEG leaves them, count by
     the middle); 0..K-1 are K classes, 255 beside them is ignored; 1..K and evenly stretched greys are classes in
     order. Palettes count by index as long as an index has one colour in all files, else by colour. Colours are classes
     in the order of (red, green, blue).
-    Raises UserError for anything else.
+    Raises UserError for anything else, and for a mask that can't be read unless `skip` leaves it out.
     """
     step = max(1, -(-len(masks) // limit))
     chosen = list(masks)[::step]
@@ -102,8 +103,15 @@ def look(masks: Sequence[Path], limit: int = LIMIT, num_classes: int | None = No
     named: set[tuple[int, int]] = set()  # (index, colour) of these
     palette: np.ndarray | None = None
     lossy = False
+    unread: list[Path] = []
     for path in tracked(chosen, "Looking at masks"):
-        array, own_palette, _ = read_labels(path)
+        try:
+            array, own_palette, _ = read_labels(path)
+        except UserError:
+            unread.append(path)
+            if skip and len(unread) < len(chosen):
+                continue
+            raise
         lossy |= path.suffix.lower() in JPEG
         palette = own_palette if own_palette is not None else palette
         if own_palette is not None or array.dtype == bool:
@@ -118,12 +126,15 @@ def look(masks: Sequence[Path], limit: int = LIMIT, num_classes: int | None = No
         else:
             counts += np.bincount(array.ravel().astype(np.int64), minlength=65536)
     seen = f"Looked at {len(chosen)} of {len(masks)} mask{'s' * (len(masks) != 1)}"
+    if unread:
+        seen += f" ({len(unread)} of which can't be read and {'is' if len(unread) == 1 else 'are'} left out)"
+    example = next((path for path in chosen if path not in set(unread)), Path())
     contradicting = len(named) > len({index for index, _ in named})
     if contradicting or colors.any():
         colors[[code for _, code in named]] = True
         colors[np.flatnonzero(counts[:256]) * 0x010101] = True  # a black mask looks like a grey one
-        return from_colors(np.flatnonzero(colors).tolist(), seen, chosen[0])
-    return from_numbers(counts + indices, seen, lossy, palette, chosen[0], num_classes or 0)
+        return from_colors(np.flatnonzero(colors).tolist(), seen, example)
+    return from_numbers(counts + indices, seen, lossy, palette, example, num_classes or 0)
 
 
 def from_numbers(

@@ -1,6 +1,6 @@
 """Class weights from how often each class occurs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,10 +16,13 @@ from zoo.training.keys import Recipe
 READERS = 4  # threads: decoding a mask leaves Python to the others
 
 
-def class_weights(recipe: Recipe, data: Splits, task: Any) -> tuple[float, ...] | None:
+def class_weights(
+    recipe: Recipe, data: Splits, task: Any, tell: Callable[[str], object] = print
+) -> tuple[float, ...] | None:
     """The recipe's class weights, `balanced` by the masks of the train split; None where it has none.
 
-    Raises UserError where they do not fit the task or its loss.
+    With `data.on_error: skip` masks that can't be read are left out, and `tell` is told how many.
+    Raises UserError where they do not fit the task or its loss, and for a mask that can't be read.
     """
     weights = recipe.class_weights
     if weights is None:
@@ -27,21 +30,35 @@ def class_weights(recipe: Recipe, data: Splits, task: Any) -> tuple[float, ...] 
     if not hasattr(task, "check_class_weights"):
         raise UserError(f"The task {task.name!r} has no class weights; take --class_weights null.")
     if isinstance(weights, str):
-        weights = balanced(label_histogram(data.card, data.pairs["train"], max(task.num_classes, 2)))
+        pairs, skip = data.pairs["train"], recipe.data.on_error == "skip"
+        histogram, unread = label_histogram(data.card, pairs, max(task.num_classes, 2), skip=skip)
+        weights = balanced(histogram)
+        if unread:
+            are = "mask that can't be read is" if unread == 1 else "masks that can't be read are"
+            tell(f"Note: {unread} {are} left out of the class weights.")
     task.check_class_weights(weights, recipe.loss)
     return weights
 
 
-def label_histogram(card: Card, pairs: Sequence[Pair], classes: int) -> list[int]:
-    """The number of pixels of each class in the masks as they are stored; ignored pixels are of none."""
+def label_histogram(card: Card, pairs: Sequence[Pair], classes: int, *, skip: bool = False) -> tuple[list[int], int]:
+    """(the number of pixels of each class in the masks as they are stored, the number of masks left out by `skip`).
 
-    def count(pair: Pair) -> np.ndarray:
-        ids = read_mask(pair.mask, card)
+    Ignored pixels are of no class. Raises UserError for a mask that can't be read unless `skip` leaves it out.
+    """
+
+    def count(pair: Pair) -> np.ndarray | None:
+        try:
+            ids = read_mask(pair.mask, card)
+        except UserError:
+            if skip:
+                return None
+            raise
         return np.bincount(ids[(ids != card.ignore_index) & (ids < classes)], minlength=classes)
 
     with ThreadPoolExecutor(READERS) as pool:
-        total: np.ndarray = sum(pool.map(count, pairs), np.zeros(classes, np.int64))
-    return [int(number) for number in total]
+        counted = [own for own in pool.map(count, pairs) if own is not None]
+    total: np.ndarray = sum(counted, np.zeros(classes, np.int64))
+    return [int(number) for number in total], len(pairs) - len(counted)
 
 
 def balanced(histogram: Sequence[int]) -> tuple[float, ...]:

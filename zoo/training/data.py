@@ -126,7 +126,8 @@ def open_data(
     """
     card = load_card(recipe.data.card, recipe.data.root)
     card = replace(card, channels=channels) if channels else card
-    card = resolve(card if intensity is None else replace(card, intensity=dict(intensity)))
+    card = card if intensity is None else replace(card, intensity=dict(intensity))
+    card = resolve(card, skip=recipe.data.on_error == "skip")
     if names is None:
         pairs = split_pairs(card)
         if fold_of(recipe):

@@ -132,7 +132,7 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
             create_optimizer(model, recipe.optimizer)
             endless = trainer.max_epochs == -1 and trainer.max_steps == -1
             create_schedule(recipe.scheduler, steps=math.inf if endless else 1)
-            recipe.class_weights = class_weights(recipe, data, model.task)
+            recipe.class_weights = class_weights(recipe, data, model.task, console.print)
             module = Training(
                 model,
                 metrics,
