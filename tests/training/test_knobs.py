@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from PIL import Image
 
 from tests.training.discs import recipe_of, write_discs
-from zoo.create import load_model
+from zoo.create import create_model, load_model
 from zoo.errors import UserError
 from zoo.metrics import create_metrics
 from zoo.metrics.segmentation import SegmentationMetrics
@@ -64,6 +64,16 @@ def measured(model, data):
         with torch.inference_mode():
             metrics.update(model.answer(sample["image"][None]), {"mask": sample["mask"][None]})
     return {name: float(value) for name, value in metrics.compute().items()}
+
+
+@pytest.mark.parametrize(("frozen", "told"), [("true", True), ("4", True), ("trunk", True), ("2", False)])
+def test_rates_of_a_backbone_that_is_frozen_are_told_to_change_nothing(tmp_path, frozen, told):
+    encoder = f"{{name: resnet10t, frozen: {frozen}, attention: {{name: medusa, widths: [4]}}}}"
+    words = ("--model.encoder", encoder, "--model.num_classes", "1", "--optimizer.encoder_lr", "1e-4")
+    recipe = recipe_of(tmp_path, write_discs(tmp_path / "discs", 10), *words, "--optimizer.layer_decay", "0.5")
+    notes = [*runs._notes(recipe, open_data(recipe), create_model(**recipe.model))]
+    sentence = "the whole backbone is frozen, so optimizer.encoder_lr and optimizer.layer_decay change nothing."
+    assert (sentence in notes) is told
 
 
 def test_rates_by_layer_train_and_the_table_shows_the_heads(tmp_path):
@@ -285,6 +295,11 @@ def test_tensorboard_writes_its_events_below_the_run(tmp_path):
 
 def test_loggers_that_are_unknown_or_not_installed_are_sentences(tmp_path, monkeypatch):
     assert "no logger 'tensorbord' - did you mean 'tensorboard'?" in refused(tmp_path, "--trainer.logger", "tensorbord")
+
+    with pytest.MonkeyPatch.context() as patch:  # known before weights are fetched
+        patch.setattr("zoo.training.run._model", lambda *_: pytest.fail("a model was built"))
+        for wrong in ("true", "[tensorboard]", "{name: [wandb]}"):
+            assert "null = the run's own tables alone" in refused(tmp_path, "--trainer.logger", wrong)
 
     def missing(**options):
         raise ModuleNotFoundError("No module named 'mlflow'")

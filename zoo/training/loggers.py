@@ -11,21 +11,24 @@ from zoo.errors import UserError, nearest
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-def create_logger(chosen: dict[str, Any] | None, folder: Path | None) -> Logger | bool:
+def create_logger(chosen: Any, folder: Path | None) -> Logger | bool:
     """Lightning's logger of that name with its options; False where none is chosen.
 
     chosen: {"name": "tensorboard", "wandb" or "mlflow", option: value}, options being those of Lightning's class.
     folder: the run's, below which all of them write (`tensorboard/`, `wandb/`, `mlruns/`) unless an option says
     otherwise; None = another process writes. Raises UserError for an unknown name or option and a missing package.
     """
-    if not chosen or not folder:
+    if not chosen:
         return False
-    name, options = chosen.get("name"), {key: value for key, value in chosen.items() if key != "name"}
-    if name not in PACKAGES:
+    spec = chosen if isinstance(chosen, dict) else {"name": chosen}
+    name, options = spec.get("name"), {key: value for key, value in spec.items() if key != "name"}
+    if not isinstance(name, str) or name not in PACKAGES:
         raise UserError(
             f"There is no logger {name!r}{nearest(str(name), PACKAGES) or '.'} Loggers: {', '.join(PACKAGES)}; null ="
             " the run's own tables alone."
         )
+    if not folder:
+        return False
     run = f"{folder.parent.name}/{folder.name}"
     try:
         if name == "tensorboard":

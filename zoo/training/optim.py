@@ -44,17 +44,15 @@ def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, A
     """The trainable parameters in groups of equal rate and weight decay, as torch.optim takes them; the head's first.
 
     The backbone's own weights (`encoder.net`, or a registered encoder as a whole) have `encoder_lr`, all others,
-    convolutions and attention that we add to a backbone among them, have `lr`. With `layer_decay` the backbone's last layer has
-    `encoder_lr` and each layer before it `layer_decay` times the next one's, in layers as the net's `group_matcher`
-    counts them. Without `decay_norms` there is no weight decay on what has one dimension at most, on biases, and on
+    convolutions and attention that we add to a backbone among them, have `lr`. With `layer_decay` the backbone's last
+    layer has `encoder_lr` and each layer before it `layer_decay` times the next one's, in layers as the net's
+    `group_matcher` counts them. Without `decay_norms` there is no weight decay on what has one dimension at most, on biases, and on
     what the net's `no_weight_decay` names.
     Raises UserError where layers are asked for of a net that has no `group_matcher`.
     Source: BEiT (Bao et al. 2021, arXiv 2106.08254), appendix; layers and what is spared as in timm's
     `optim.param_groups_layer_decay`, which gives the classifier the undecayed rate, where here the last layer has it.
     """
-    encoder = getattr(model, "encoder", None)
-    trunk = getattr(encoder, "trunk", encoder)  # the encoder itself, where attention is around it
-    net: Any = getattr(trunk, "net", trunk)
+    net = backbone(model)
     own = {id(p): name for name, p in net.named_parameters()} if isinstance(net, nn.Module) else {}
     last, layers = _layers(net) if optimizer.layer_decay else (0, {})
     spared = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
@@ -72,6 +70,13 @@ def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, A
         new = {"params": [], "lr": rate, **({} if decays else {"weight_decay": 0.0})}
         groups.setdefault((rate, decays), new)["params"].append(p)
     return list(groups.values())
+
+
+def backbone(model: nn.Module) -> Any:
+    """The module with the backbone's own weights alone; None where a model has no encoder."""
+    encoder = getattr(model, "encoder", None)
+    trunk = getattr(encoder, "trunk", encoder)  # the encoder itself, where attention is around it
+    return getattr(trunk, "net", trunk)
 
 
 def _layers(net: Any) -> tuple[int, dict[str, int]]:

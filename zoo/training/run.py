@@ -37,7 +37,7 @@ from zoo.training.loader import check_measurable, train_loader
 from zoo.training.loggers import create_logger
 from zoo.training.measure import measure
 from zoo.training.module import Training
-from zoo.training.optim import create_optimizer, create_schedule
+from zoo.training.optim import backbone, create_optimizer, create_schedule
 from zoo.training.state import STATE, Past, State, keep_newest
 from zoo.training.stopping import early_stopping
 from zoo.training.surroundings import create_console, interruptible, one_line, quiet, sentences
@@ -114,6 +114,7 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
     guard = Guard(recipe, console, folder)
     try:
         with sentences(recipe), interruptible():
+            logger = create_logger(recipe.trainer.get("logger"), folder)
             model = _model(recipe, data.card)
             recipe.model["num_classes"] = model.task.num_classes
             for note in _notes(recipe, data, model):
@@ -123,7 +124,7 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
             stop = early_stopping(recipe, keep.monitor, changed=bool(past and past.changed))
             start = LambdaCallback(on_train_start=lambda *_: _write_start(folder, recipe, data, facts))
             callbacks = [guard, tables, keep, state, start, Show(console, tables, keep), *stop]
-            trainer = create_trainer(recipe.trainer, callbacks, create_logger(recipe.trainer.get("logger"), folder))
+            trainer = create_trainer(recipe.trainer, callbacks, logger)
             if effective := effective_batch(trainer, recipe.data.batch_size):
                 console.print(f"Note: {effective}")
             for split in data.images.keys() - {"train"}:
@@ -280,6 +281,10 @@ def _notes(recipe: Recipe, data: Splits, model: Model) -> Iterator[str]:
         )
     if recipe.class_weights == "balanced":
         yield "class weights are counted from the masks of the train split."
+    rates = [key for key in ("encoder_lr", "layer_decay") if getattr(recipe.optimizer, key) is not None]
+    if rates and not any(p.requires_grad for p in backbone(model).parameters()):
+        change = "changes" if len(rates) == 1 else "change"
+        yield f"the whole backbone is frozen, so optimizer.{' and optimizer.'.join(rates)} {change} nothing."
     if recipe.monitor and "val" not in data.pairs:
         yield "the data has no val split, so the last epoch is kept."
 
