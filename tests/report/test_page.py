@@ -53,6 +53,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_figures_of_the_split_that_chose_the_epoch_are_said_to_be_too_good(folder):
+    (folder / "test.json").write_text('{"val": {"images": 7, "mean_iou": 0.5}}')
+    assert "The kept epoch was chosen on this split" in write_page(folder).read_text()
+    (folder / "run.json").write_text('{"monitor": null}')
+    assert "The kept epoch was chosen on this split" not in write_page(folder).read_text()
+
+
 def parsed(path):
     parser = Balanced()
     parser.feed(path.read_text())

@@ -152,6 +152,8 @@ def test_a_named_model_can_be_given_its_native_size():
         (["data.fit", "crop"], "'data.fit' is no recipe key; keys are set as --key value"),
         (["--model", "null"], "lacks the key 'model'"),
         (["--name", "../elsewhere"], "names a folder below runs/"),
+        (["--name", "a: b"], "'a: b'; it names a folder below runs/.*without"),
+        (["--name", "lr<3?"], "names a folder below runs/"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence(words, told):

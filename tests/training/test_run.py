@@ -388,6 +388,15 @@ def test_an_interrupted_run_keeps_what_was_saved_and_says_so(tmp_path, monkeypat
     assert "interrupted in epoch 2" in (run / "report.html").read_text()
 
 
+def test_an_interruption_after_the_last_epoch_is_in_no_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "on_train_end", lambda self: os.kill(os.getpid(), signal.SIGINT))
+    recipe = recipe_of(tmp_path, write_discs(tmp_path / "discs", 10), "--trainer.max_epochs", "1")
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(recipe, runs=tmp_path / "runs")
+    [run] = tmp_path.glob("runs/discs/*")
+    assert "interrupted after epoch 1; the checkpoint is" in json.loads((run / "run.json").read_text())["notice"]
+
+
 def test_a_worker_that_fails_later_leaves_its_sentence_in_the_report(tmp_path, monkeypatch):
     data = write_discs(tmp_path / "discs", 10)
     real = Keep.on_train_epoch_end

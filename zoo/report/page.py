@@ -37,7 +37,7 @@ def write_page(folder: str | Path) -> Path:
     found = {split: intervals(counts[split]) for split in tests if split in counts}
     sections = [
         _head(run),
-        *(_figures(split, scores, found.get(split, {})) for split, scores in tests.items()),
+        *(_figures(split, scores, found.get(split, {}), run) for split, scores in tests.items()),
         _iou_by_class(tests, run) if len(tests) > 1 or not found else "",
         *(_split(split, folder, counts[split], some, details[split], run, len(tests)) for split, some in found.items()),
         _picture(
@@ -65,6 +65,7 @@ def read_table(path: Path) -> list[dict[str, float]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """What a run's JSON file holds; nothing where there is none."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
@@ -84,7 +85,7 @@ def _head(run: Mapping[str, Any]) -> str:
     return f"<h1>{escape(run.get('title', 'A run'))}</h1>{notice}{told}"
 
 
-def _figures(split: str, scores: Mapping[str, Any], found: Mapping[str, Interval]) -> str:
+def _figures(split: str, scores: Mapping[str, Any], found: Mapping[str, Interval], run: Mapping[str, Any]) -> str:
     """A tile for each overall metric of a split, with its interval where there is one."""
     if "notice" in scores:
         return f'<p class="notice">{escape(scores["notice"])}</p>'
@@ -96,7 +97,7 @@ def _figures(split: str, scores: Mapping[str, Any], found: Mapping[str, Interval
         tiles += f"<div><b>{number(value)}</b><span>{escape(words(name))}</span>{below}</div>"
     n = scores.get("images", 0)
     note = f"n = {n} image{'s' * (n != 1)} at their original sizes, against their original masks."
-    if split == "val":
+    if split == "val" and run.get("monitor"):
         note += " The kept epoch was chosen on this split, so these figures are a little too good."
     if any(name in found for name in overall):
         note += f" Below each figure its 95 % interval: {how(n)}"

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from zoo.create import load_model
 from zoo.errors import UserError
 from zoo.metrics import create_counts, create_metrics
-from zoo.report.page import write_page
+from zoo.report.page import read_json, write_page
 from zoo.training import record, tested
 from zoo.training.callbacks import Keep, Show, Tables
 from zoo.training.data import Splits, fold_of, open_data
@@ -48,7 +48,7 @@ def test(
             recipe,
             channels=model.config["in_channels"],
             intensity=model.config["intensity"] or {},
-            names=(record.read_json(folder / record.SPLITS) if same else None) or None,
+            names=(read_json(folder / record.SPLITS) if same else None) or None,
         )
         chosen = [split] if split else data.test_splits
         if not chosen:
@@ -67,7 +67,7 @@ def test(
         if same and trainer.is_global_zero:
             try:
                 tested.write(folder, by_image, model, data, trainer.strategy.root_device)
-                record.write_json(folder / "test.json", record.read_json(folder / "test.json") | found)
+                record.write_json(folder / "test.json", read_json(folder / "test.json") | found)
                 console.print(f"The report is {write_page(folder)}")
             except OSError as error:
                 console.print(f"{folder} cannot be written to ({error.strerror}), so its report is as it was.")

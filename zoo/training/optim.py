@@ -46,8 +46,8 @@ def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, A
     The backbone's own weights (`encoder.net`, or a registered encoder as a whole) have `encoder_lr`, all others,
     convolutions and attention that we add to a backbone among them, have `lr`. With `layer_decay` the backbone's last
     layer has `encoder_lr` and each layer before it `layer_decay` times the next one's, in layers as the net's
-    `group_matcher` counts them. Without `decay_norms` there is no weight decay on what has one dimension at most, on biases, and on
-    what the net's `no_weight_decay` names.
+    `group_matcher` counts them. Without `decay_norms` there is no weight decay on what has one dimension at most, on
+    biases, and on what the net's `no_weight_decay` names.
     Raises UserError where layers are asked for of a net that has no `group_matcher`.
     Source: BEiT (Bao et al. 2021, arXiv 2106.08254), appendix; layers and what is spared as in timm's
     `optim.param_groups_layer_decay`, which gives the classifier the undecayed rate, where here the last layer has it.

@@ -29,6 +29,8 @@ from zoo.training.keys import (
     takes,
 )
 
+UNFIT = frozenset('<>:"|?*')  # in no file's name on Windows
+
 
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of a catalogue name ("segmentation/demo") or of a .yaml file, with the command line's keys over it.
@@ -199,8 +201,12 @@ def _build(raw: dict[str, Any]) -> Recipe:
         raise UserError(_why(str(error), given)) from None
     if resolved["seed"] >= 2**32:  # NumPy takes no larger one
         raise UserError(f"The recipe key 'seed' is {resolved['seed']}; it takes a whole number from 0 to {2**32 - 1}.")
-    if Path(resolved["name"]).is_absolute() or ".." in Path(resolved["name"]).parts:
-        raise UserError(f"The recipe key 'name' is {resolved['name']!r}; it names a folder below runs/, without `..`.")
+    name = Path(resolved["name"])
+    if name.is_absolute() or ".." in name.parts or UNFIT & set(resolved["name"]):
+        raise UserError(
+            f"The recipe key 'name' is {resolved['name']!r}; it names a folder below runs/, without `..` and without"
+            f" {' '.join(sorted(UNFIT))}, which not every system takes."
+        )
     return Recipe(**{**resolved, **{key: home(**resolved[key]) for key, home in HOMES.items()}})
 
 

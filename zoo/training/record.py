@@ -124,7 +124,7 @@ def leave(
         return
     what = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"ended with an error ({one_line(error)})"
     there = f"the checkpoint is epoch {keep.epoch}'s" if keep.epoch else "there is no checkpoint yet"
-    notice = f"This training {what} in epoch {len(tables.metrics) + 1}; {there}."
+    notice = f"This training {what} {_when(tables)}; {there}."
     if saved:
         notice += f" `{facts['commands']['go on']}` goes on after step {saved}."
     try:
@@ -133,6 +133,13 @@ def leave(
         console.print(f"{notice} {write_page(folder)} shows it.")
     except OSError as also:
         console.print(f"{notice} The report could not be written ({one_line(also)}).")
+
+
+def _when(tables: Tables) -> str:
+    """ "in epoch 3", or "after epoch 2" where the next has not begun: what is summed up is then still its."""
+    done = len(tables.metrics)
+    between = bool(tables.timings) and tables.training == tables.timings[-1]["train_seconds"]
+    return f"after epoch {done}" if between else f"in epoch {done + 1}"
 
 
 def draw_curves(folder: Path, keep: Keep) -> None:
@@ -169,11 +176,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write aside, then rename; numbers that are none (nan) become null."""
     with aside(path) as temporary:
         temporary.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a run's JSON file holds; nothing where there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def by(size: Iterable[int]) -> str:

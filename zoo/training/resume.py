@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from zoo.errors import UserError
-from zoo.training import record
+from zoo.report.page import read_json
 from zoo.training.recipe import load_recipe
 from zoo.training.run import carry_out
 from zoo.training.state import Past, find_state
@@ -44,7 +44,7 @@ def resume(run: str | Path, overrides: Iterable[str] = (), *, anyway: bool = Fal
     """
     folder = Path(run)
     own, recipe = (load_recipe(folder / "recipe.yaml", words) for words in ((), list(overrides)))
-    facts = record.read_json(folder / "run.json")
+    facts = read_json(folder / "run.json")
     changes = difference(asdict(own), asdict(recipe))
     changed = {key: pair for key, pair in changes.items() if not _is_of(key, HARMLESS)}
     told = ", ".join(f"{key} {_text(new)} (before: {_text(old)})" for key, (old, new) in changed.items())

@@ -26,7 +26,7 @@ from zoo.files import aside
 from zoo.metrics import create_metrics
 from zoo.model import Model
 from zoo.processes import is_first
-from zoo.report.page import write_page
+from zoo.report.page import read_json, write_page
 from zoo.training import record, tested
 from zoo.training.balance import class_weights
 from zoo.training.callbacks import Keep, Show, Tables
@@ -87,7 +87,7 @@ def new_folder(parent: Path) -> Path:
 def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> Path:
     if all(recipe.trainer.get(key) is None for key in ("max_epochs", "max_steps", "max_time")):
         recipe.trainer["max_epochs"] = EPOCHS
-    names = record.read_json(past.folder / record.SPLITS) if past else None
+    names = read_json(past.folder / record.SPLITS) if past else None
     data = open_data(recipe, channels=recipe.model.get("in_channels"), names=names)
     data.check_split("train")
     if past:

@@ -17,7 +17,7 @@ import torch
 from zoo.metrics.calibration import reliability
 from zoo.metrics.counts import TABLE, Counts, read_counts, write_counts
 from zoo.model import Model
-from zoo.report.page import DETAILS, kinds, worst_path
+from zoo.report.page import DETAILS, kinds, read_json, worst_path
 from zoo.training import record
 from zoo.training.data import Splits
 from zoo.training.module import Training
@@ -54,7 +54,7 @@ def take(module: Training, data: Splits, split: str) -> list[Tested]:
 def write(folder: Path, found: Iterable[Tested], model: Model, data: Splits, device: torch.device) -> None:
     """Write what was counted, with what is there of other splits, and draw the worst images of each."""
     for one in found:
-        details = record.read_json(folder / DETAILS)
+        details = read_json(folder / DETAILS)
         write_counts(folder / TABLE, read_counts(folder / TABLE, kinds(details)) | {one.split: one.counts})
         record.write_json(folder / DETAILS, details | {one.split: one.details})
         scores, place = one.counts.scores()[1], {name: i for i, name in enumerate(names(data, one.split))}
