@@ -1,9 +1,11 @@
+import re
 import struct
 import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from zoo.datasets.card import load_card
@@ -174,6 +176,25 @@ def test_many_classes_with_void_are_not_taken_for_smoothed_edges(tmp_path):
     found = look([save(many, tmp_path / "a.png")])
     assert found.num_classes == 150
     assert found.values["255"] == "ignore"
+
+
+@pytest.mark.parametrize("scale", [1, 5])
+def test_many_values_are_not_all_listed_and_may_be_instance_numbers(tmp_path, scale):
+    numbers = (np.arange(50, dtype=np.uint8) * scale).repeat(20).reshape(20, 50)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for number in range(5):
+            save(numbers, tmp_path / folder / f"{number}.png")
+    found = resolve(load_card("folder", tmp_path))
+    assert found.num_classes == 50
+    assert len(found.found) < 300
+    assert f"0: 0, {scale}: 1, {2 * scale}: 2, ...}}'" in found.found
+    [text] = re.findall(r"If they are instance numbers, one foreground: --data\.card\.values '(.+?)'", found.found)
+    values = yaml.safe_load(text)
+    one = resolve(load_card({"name": "folder", "values": values, "num_classes": 1}, tmp_path))
+    assert (read_mask(tmp_path / "masks/0.png", one) == (numbers > 0)).all()
+    alone = load_card({"name": "folder", "values": values}, tmp_path)
+    assert resolve(alone).num_classes == 1
 
 
 def test_palette_colours_become_class_colours(tmp_path):

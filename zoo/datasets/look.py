@@ -18,6 +18,7 @@ from zoo.errors import UserError
 
 LIMIT = 200  # masks looked at
 VOID = 255
+LISTED = 20  # values, up to which a sentence names all of them
 BLACK_AND_WHITE = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
 
 
@@ -166,7 +167,7 @@ def from_numbers(
         return _from_ids(small, VOID in values, seen, palette, at_least)
     if len(values) <= 64:
         mapping = {str(value): i for i, value in enumerate(values)}
-        return _in_order(mapping, ", ".join(map(str, values)), seen, ())
+        return _in_order(mapping, _few(list(mapping)), seen, ())
     raise UserError(
         f"{seen}: {len(values)} different values up to {values[-1]} (e.g. in {example}), too many for classes; they may"
         " be instance numbers or photographs. Map them: --data.card.values '{0: 0, 1-65535: 1}'."
@@ -210,7 +211,7 @@ def from_colors(codes: list[int], seen: str, example: Path) -> Found:
         )
     mapping = {f"#{code:06x}": i for i, code in enumerate(codes)}
     colors = tuple((code >> 16, code >> 8 & 255, code & 255) for code in codes)
-    return _in_order(mapping, f"the colours {', '.join(mapping)}", seen, colors)
+    return _in_order(mapping, f"the colours {_few(list(mapping))}", seen, colors)
 
 
 def _in_order(mapping: dict[str, Any], what: str, seen: str, colors: tuple[Color, ...]) -> Found:
@@ -223,9 +224,22 @@ def _in_order(mapping: dict[str, Any], what: str, seen: str, colors: tuple[Color
     return Found(mapping, 1 if number == 2 else number, colors, f"{seen}: {what}, so {kind}. {_override(mapping)}")
 
 
-def _override(mapping: object) -> str:
+def _override(mapping: str | dict[str, Any]) -> str:
+    """How to say what values mean; of many numbers, which may be those of objects, how to make them one foreground."""
     text = mapping if isinstance(mapping, str) else _yaml(mapping)
-    return f"If that is wrong: --data.card.values '{text}'"
+    numbers = [key for key in mapping if mapping[key] != "ignore"] if isinstance(mapping, dict) else []
+    if len(numbers) <= LISTED:
+        return f"If that is wrong: --data.card.values '{text}'"
+    text = _yaml({key: mapping[key] for key in numbers[:3]})  # type: ignore[index]
+    told = f"If that is wrong: --data.card.values '{text[:-1]}, ...}}'"
+    if numbers[0].startswith("#"):
+        return told
+    one = "0: 0, 1-65535: 1" if int(numbers[-1]) >= VOID else "0: 0, 1-254: 1, 255: ignore"
+    return f"{told}. If they are instance numbers, one foreground: --data.card.values '{{{one}}}'"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= LISTED else [*names[:3], "...", names[-1]])
 
 
 def _yaml(mapping: Any) -> str:
