@@ -187,3 +187,10 @@ def test_exports_at_one_size_with_any_batch():
         for count in (1, 3):
             inputs = pyramid(33, 47, batch=count)
             torch.testing.assert_close(program(*inputs)["logits"], decoder(*inputs)["logits"])
+
+
+@pytest.mark.slow
+def test_goes_to_onnx_at_one_size(tmp_path):
+    model = zoo.create_model("window_upsample", encoder="resnet10t").eval()
+    facts = zoo.export(model, tmp_path / "model.onnx", size=(64, 64))
+    assert max(facts["check"]["largest"].values()) <= 1e-4

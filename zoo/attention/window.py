@@ -177,7 +177,10 @@ class WindowAttention(nn.Module):
         if scores is not None and scores.is_floating_point():
             scores = scores.to(q.dtype)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=scores)
-        y: Tensor = self.out(x.transpose(1, 2).flatten(2))
+        x = x.transpose(1, 2)
+        if torch.compiler.is_exporting():  # ONNX's parts of the attention have another layout, which no view may merge
+            x = x.clone(memory_format=torch.contiguous_format)
+        y: Tensor = self.out(x.flatten(2))
         return y
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -152,7 +152,8 @@ def converted(program: ExportedProgram, inputs: list[str], outputs: list[str], o
             )
     except Exception as error:  # the exporter's own, wrapped several times
         raise UserError(
-            f"torch {torch.__version__} cannot put this net into ONNX, opset {opset}: {told(error)}"
+            f"torch {torch.__version__} cannot put this net into ONNX ({told(error)}); a .pt2 file may take it,"
+            " perhaps at a fixed size alone: -o model.pt2 --size 512x512."
         ) from error
     if (found := made.model.opset_imports[""]) != opset:  # a conversion that fails leaves the model as it was
         raise UserError(

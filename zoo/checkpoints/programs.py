@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -126,8 +127,11 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def told(error: BaseException) -> str:
-    """The first line of what a library says, not too long."""
-    return (str(error) or type(error).__name__).strip().split("\n")[0][:200]
+    """The first line of what a library says at bottom, not too long, without a terminal's colours."""
+    while error.__cause__ is not None:  # exporters wrap what happened several times
+        error = error.__cause__
+    line = (str(error) or type(error).__name__).strip().split("\n")[0]
+    return re.sub(r"\x1b\[[0-9;]*m", "", line)[:200]
 
 
 @contextmanager
