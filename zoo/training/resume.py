@@ -10,6 +10,7 @@ import yaml
 from zoo.errors import UserError
 from zoo.report.page import read_json
 from zoo.training.recipe import load_recipe
+from zoo.training.record import SPLITS
 from zoo.training.run import carry_out
 from zoo.training.state import Past, find_state
 from zoo.training.surroundings import create_console
@@ -67,9 +68,9 @@ def resume(run: str | Path, overrides: Iterable[str] = (), *, anyway: bool = Fal
             f"{folder} holds no state to go on from (the first is written after its first epoch, or after save_every"
             f" steps); start again: zoo train {folder / 'recipe.yaml'}"
         )
-    if not (folder / record.SPLITS).is_file():
+    if not (folder / SPLITS).is_file():
         raise UserError(
-            f"{folder / record.SPLITS} is gone, which says what images were in which split; put it back, or start a new"
+            f"{folder / SPLITS} is gone, which says what images were in which split; put it back, or start a new"
             f" run: zoo train {folder / 'recipe.yaml'}"
         )
     sentence = f"Resumed after step {state.stem}{' with ' * bool(told)}{told}."
