@@ -135,7 +135,7 @@ class GuidedAttention(nn.Module):
             codes, made = zip(*(self.autoencoder(part, shared) for part in parts), strict=True)
             return torch.cat(codes), list(made)
         code, batch = self.autoencoder(torch.cat(parts), shared)
-        return code, list(batch.chunk(self.scales))
+        return code, list(batch.unflatten(0, (self.scales, -1)).unbind())
 
 
 @register_decoder(tasks=("segmentation",), paper="arXiv 1906.02849", licence="Apache-2.0")
