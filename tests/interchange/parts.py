@@ -18,6 +18,7 @@ from zoo.registry import DECODERS, MODELS, Entry
 
 TINY: dict[str, dict[str, Any]] = {  # a decoder that is not here has its defaults
     "reverse_attention": {"width": 8, "ra_widths": [8, 8, 8]},
+    "self_guided": {"width": 8, "qk_width": 4, "semantic_width": 8},
     "unet": {"widths": [8, 8, 8, 8, 8]},
     "window_upsample": {"widths": [16, 16, 8, 8, 8], "windows": 4},
     "smp/deeplabv3plus": {"out_channels": 16},
