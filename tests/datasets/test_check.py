@@ -99,6 +99,44 @@ def test_a_phone_photograph_and_its_mask_have_one_size(tmp_path):
     assert sum(report.sizes(split)[64, 40] for split in report.pairs) == 3
 
 
+def plant_deep(root, most, eight_bit=0):
+    for number in range(6):
+        deep = picture(number)[..., 0].astype(np.uint16) * (most // 255)
+        deep[0, 0] = most - number
+        save(picture(number) if number < eight_bit else deep, root / f"images/{number}.png")
+        save(ids(number), root / f"masks/{number}.png")
+    return root
+
+
+def test_16_bit_images_that_fill_12_bits_are_named_and_the_written_card_says_so(tmp_path):
+    what = "16-bit images fill but 12 bits"
+    problem = told(report := checked(plant_deep(tmp_path, 4095)))[what]
+    assert problem.files == ("the largest value of 6 images is 4095 of 65535",)
+    assert problem.lines == {"intensity": {"bits": 12}}
+    (tmp_path / "card.yaml").write_text(card_text(fixed_card(report), tmp_path / "card.yaml"))
+    written = load_card(str(tmp_path / "card.yaml"))
+    assert written.intensity == {"bits": 12}
+    assert not check(written).problems
+    brightest = max(
+        sample["image"].max() for sample in FolderDataset(resolve(written), split_pairs(resolve(written))["train"])
+    )
+    assert brightest > 0.99
+    assert what not in told(checked(tmp_path, intensity={"percentile": [1, 99]}))
+    kept = told(checked(tmp_path, intensity={"channels": [0]}))[what]
+    assert kept.lines == {"intensity": {"channels": [0], "bits": 12}}
+
+
+def test_16_bit_images_beside_8_bit_ones_get_no_line_that_would_darken_those(tmp_path):
+    problem = told(checked(plant_deep(tmp_path, 4095, eight_bit=2)))["16-bit images fill but 12 bits"]
+    assert problem.lines == {}
+
+
+@pytest.mark.parametrize(("most", "bits"), [(255, None), (300, 9), (16383, 14), (16384, None), (65535, None)])
+def test_16_bit_images_of_nearly_the_full_range_or_of_8_bits_are_left_alone(tmp_path, most, bits):
+    found = [one for one in told(checked(plant_deep(tmp_path, most))) if one.startswith("16-bit")]
+    assert found == ([f"16-bit images fill but {bits} bits"] if bits else [])
+
+
 def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_one_foreground(tmp_path):
     for number in range(6):
         save(picture(number), tmp_path / f"images/{number}.png")

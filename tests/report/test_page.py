@@ -60,6 +60,19 @@ def test_figures_of_the_split_that_chose_the_epoch_are_said_to_be_too_good(folde
     assert "The kept epoch was chosen on this split" not in write_page(folder).read_text()
 
 
+def test_the_report_of_an_overfit_run_says_that_it_measures_the_training_images(folder):
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "test.json").write_text('{"val": {"images": 4, "mean_iou": 0.5}}')
+    (folder / "samples.png").write_bytes(b"png")
+    (folder / "run.json").write_text(json.dumps(run | {"overfit": 4, "size": [64, 96], "samples": "val"}))
+    text = write_page(folder).read_text()
+    assert "<h2>Overfit: measured on the training images</h2>" in text
+    assert "n = 4 images, the very ones trained on, resized to 64x96 with their masks." in text
+    assert "through the training images" in text
+    for wrong in ("val split", "original sizes", "a little too good"):
+        assert wrong not in text
+
+
 def parsed(path):
     parser = Balanced()
     parser.feed(path.read_text())

@@ -245,8 +245,14 @@ def test_overfit_trains_and_measures_the_same_few_images_and_says_whether_they_w
 
 def test_overfit_says_where_nothing_was_learned(tmp_path, said):
     words = ("--optimizer.lr", "1e-9", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1")
-    train(tmp_path, "--overfit", "2", *words)
+    run, _ = train(tmp_path, "--overfit", "2", *words)
     assert any(line.startswith("It has not learned its 2 images: mean_iou is 0.") for line in said)
+    facts = json.loads((run / "run.json").read_text())
+    assert "overfit to 2 images of train, which are those of val too, batches" in facts["told"][0]
+    assert "overfit, run" in facts["title"]
+    text = (run / "report.html").read_text()
+    assert "Overfit: measured on the training images" in text
+    assert "val split" not in text
 
 
 class Recorder(Logger):

@@ -21,6 +21,7 @@ from zoo.errors import UserError
 
 EVERYWHERE = 0.99  # the share of all labelled pixels above which a class leaves nothing to learn
 MANY = 20  # classes, from which they may be numbers of objects
+DARK = range(9, 15)  # bits that 16-bit images fill, from which to which they are of a camera's or scanner's depth
 SMOOTH = 8  # strange values in one mask, from which they are smoothed edges or a photograph and no slips
 
 
@@ -83,6 +84,7 @@ def check(card: Card, num_workers: int = 2) -> Report:
         *_unreadable(card, unique, scans),
         *_unpaired(card, len(unique), faults),
         *_other_sizes(card, unique, scans),
+        *_dark(card, scans),
         *_wrong_values(card, unique, found),
         *_void(known, unique, scans, found),
         *_leaks(card, pairs, scans),
@@ -94,7 +96,7 @@ def check(card: Card, num_workers: int = 2) -> Report:
 
 
 def fixed_card(report: Report) -> Card:
-    """The card that leaves out the files at fault and says what the values mean.
+    """The card that leaves out the files at fault and says what the values of masks and 16-bit images mean.
 
     Left-out files change what is drawn for a split, so what leaks then is left out too.
     Raises UserError where no training image remains, or the masks make no sense.
@@ -104,6 +106,7 @@ def fixed_card(report: Report) -> Card:
     for problem in report.problems:
         if problem.lines and not problem.optional:
             exclude.update(problem.lines.get("exclude", ()))
+            card = replace(card, intensity=problem.lines.get("intensity", card.intensity))
     if card.num_classes is None:
         raise UserError("No card can be written: no rule explains what the masks hold; correct the masks first.")
     while True:
@@ -194,6 +197,20 @@ def _other_sizes(card: Card, pairs: Iterable[Pair], scans: Mapping[Path, Scan]) 
             files.append(f"{_short(card, pair.mask)} is {_size(has)}, its image {_size(image.shown)}")
     what = f"{_count(len(wrong), 'mask')} {'has' if len(wrong) == 1 else 'have'} another size than the image"
     return _problem(what, files, "Make masks of the images' sizes (height x width), or leave the pairs out:", wrong)
+
+
+def _dark(card: Card, scans: Mapping[Path, Scan]) -> list[Problem]:
+    """16-bit images that fill fewer bits: by their full range they are read almost black."""
+    images = [image for one in scans.values() if (image := one.image)]
+    peaks = [image.peak for image in images if image.peak is not None]
+    bits = max(peaks, default=0).bit_length()
+    if bits not in DARK or card.intensity.keys() - {"channels"}:
+        return []
+    shown = f"the largest value of {_count(len(peaks), 'image')} is {max(peaks)} of 65535"
+    what, dark = f"16-bit images fill but {bits} bits", "They would be read almost black"
+    if len(peaks) < len(images):  # bits would darken those
+        return [Problem(what, (shown,), f"{dark}; save them in 8 bits, as the other images are, or stretched to 16.")]
+    return [Problem(what, (shown,), f"{dark}; say what is white:", {"intensity": {**card.intensity, "bits": bits}})]
 
 
 def _wrong_values(card: Card, pairs: Sequence[Pair], found: Diagnosis) -> list[Problem]:

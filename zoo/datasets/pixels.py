@@ -109,7 +109,8 @@ def unreadable(path: Path, error: Exception) -> UserError:
         return UserError(f"{path} may not be read; give yourself the permission to (chmod u+r).")
     if isinstance(error, Image.DecompressionBombError):
         return UserError(f"{path} has more than {MOST_PIXELS} pixels; cut it into parts or make it smaller.")
-    return UserError(f"{path} can't be read ({error}); it may be truncated: replace it or take it out.")
+    guess = "" if "truncated" in str(error) else "it may be truncated: "
+    return UserError(f"{path} can't be read ({error}); {guess}replace it or take it out.")
 
 
 def _read_pillow(path: Path) -> tuple[np.ndarray, int]:

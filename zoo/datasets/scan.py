@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from zoo.datasets.card import Card
-from zoo.datasets.intensity import Intensity, stored_to_pixels
+from zoo.datasets.intensity import Intensity, choose_channels, stored_to_pixels
 from zoo.datasets.masks import JPEG, pack_colors, read_labels
 from zoo.datasets.pixels import read_stored, unreadable, upright
 from zoo.datasets.progress import tracked
@@ -34,6 +34,8 @@ class ImageFacts:
     digest: bytes
     thumb: np.ndarray
     """(8, 9) uint8, grey"""
+    peak: int | None
+    """the largest value of the channels that are taken; None where it is no 16-bit image"""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def image_facts(path: Path, intensity: Intensity, channels: int) -> ImageFacts:
         content = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
+    peak = None
     if path.suffix.lower() in JPEG and (small := _small_jpeg(path, content)):
         size, first, turn, grey = small
         stored_to_pixels(first, 1, intensity, channels, str(path))  # raises as it would in training
@@ -118,9 +121,13 @@ def image_facts(path: Path, intensity: Intensity, channels: int) -> ImageFacts:
         if stored.dtype.kind == "f" and not np.isfinite(stored).all():
             raise UserError(f"{path} holds NaN or infinite values; replace it or take it out.")
         size, grey = (stored.shape[0], stored.shape[1]), _grey(stored)
+        if stored.dtype == np.uint16:
+            layers = stored[..., None] if stored.ndim == 2 else stored
+            peak = int(choose_channels(layers, intensity.channels, channels, str(path)).max())
     thumb = Image.fromarray(upright(grey, turn)).resize(THUMB[::-1], Image.Resampling.BOX)
     shown = size[::-1] if turn >= 5 else size
-    return ImageFacts(shown, size, turn, hashlib.blake2b(content, digest_size=16).digest(), np.asarray(thumb))
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return ImageFacts(shown, size, turn, digest, np.asarray(thumb), peak)
 
 
 def mask_facts(path: Path) -> MaskFacts:

@@ -28,11 +28,13 @@ def write_page(folder: str | Path) -> Path:
     run.json: what was trained (see `zoo.training.run`); test.json: {split: {"images": n, metric: value, ...}}, or
     {split: {"notice": sentence}} where it could not be measured; test_images.csv, test_details.json and
     worst_<split>.png: what `zoo.training.tested` writes, where the figures' intervals come from;
-    metrics.csv, timings.csv, recipe.yaml, curves.png and samples.png as the run writes them.
+    metrics.csv, timings.csv, recipe.yaml, curves.png and samples.png as the run writes them. With `overfit` in run.json
+    train and val are the images trained on, at its `size`.
     """
     folder = Path(folder)
     run, tests = read_json(folder / "run.json"), read_json(folder / "test.json")
     details = read_json(folder / DETAILS)
+    shown = _named(run.get("samples", "test"), run)
     counts = read_counts(folder / TABLE, kinds(details))
     found = {split: intervals(counts[split]) for split in tests if split in counts}
     sections = [
@@ -42,7 +44,7 @@ def write_page(folder: str | Path) -> Path:
         *(_split(split, folder, counts[split], some, details[split], run, len(tests)) for split, some in found.items()),
         _picture(
             "Samples", folder / "samples.png",
-            f"At even distances through the {run.get('samples', 'test')} split, none chosen; each with its own IoU.",
+            f"At even distances through the {shown}, none chosen; each with its own IoU.",
         ),
         _picture("Curves", folder / "curves.png", ""),
         _epochs(read_table(folder / "metrics.csv"), read_table(folder / "timings.csv"), run),
@@ -97,11 +99,26 @@ def _figures(split: str, scores: Mapping[str, Any], found: Mapping[str, Interval
         tiles += f"<div><b>{number(value)}</b><span>{escape(words(name))}</span>{below}</div>"
     n = scores.get("images", 0)
     note = f"n = {n} image{'s' * (n != 1)} at their original sizes, against their original masks."
-    if split == "val" and run.get("monitor"):
+    if _is_overfit(split, run):
+        size = f"resized to {'x'.join(map(str, run['size']))}" if run.get("size") else "at their original sizes"
+        note = (
+            f"n = {n} image{'s' * (n != 1)}, the very ones trained on, {size} with their masks. So these figures tell"
+        )
+        note += " whether the model can learn at all, and nothing of other images."
+    elif split == "val" and run.get("monitor"):
         note += " The kept epoch was chosen on this split, so these figures are a little too good."
     if any(name in found for name in overall):
         note += f" Below each figure its 95 % interval: {how(n)}"
-    return f'<h2>Measured on the {escape(split)} split</h2><div class="figures">{tiles}</div>{quiet(note)}'
+    title = f"{'Overfit: measured' if _is_overfit(split, run) else 'Measured'} on the {escape(_named(split, run))}"
+    return f'<h2>{title}</h2><div class="figures">{tiles}</div>{quiet(note)}'
+
+
+def _is_overfit(split: str, run: Mapping[str, Any]) -> bool:
+    return bool(run.get("overfit")) and split in ("train", "val")
+
+
+def _named(split: str, run: Mapping[str, Any]) -> str:
+    return "training images" if _is_overfit(split, run) else f"{split} split"
 
 
 def how(n: int) -> str:
@@ -142,7 +159,7 @@ def _split(
         _classes(counts, found, run),
         _confusion(details),
         _calibration(details),
-        _worst(split, folder, counts),
+        _worst(split, folder, counts, run),
     ]
     inner = "".join(part for part in parts if part)
     if splits == 1:
@@ -216,7 +233,7 @@ def _calibration(details: Mapping[str, Any]) -> str:
     return f"<h2>Calibration</h2>{picture('reliability diagram', reliability(bins, *axes), part=True)}{note}"
 
 
-def _worst(split: str, folder: Path, counts: Counts) -> str:
+def _worst(split: str, folder: Path, counts: Counts, run: Mapping[str, Any]) -> str:
     path = worst_path(folder, split)
     if not path.is_file():
         return ""
@@ -225,7 +242,8 @@ def _worst(split: str, folder: Path, counts: Counts) -> str:
     left_out = (
         f" {none} image{'s' * (none != 1)} without any foreground, true or predicted, have no score." if none else ""
     )
-    note = f"The {escape(split)} images with the lowest {words(name)}, the lowest first.{left_out}"
+    images = "training images" if _is_overfit(split, run) else f"{escape(split)} images"
+    note = f"The {images} with the lowest {words(name)}, the lowest first.{left_out}"
     note += f" {TABLE} has every image."
     return f"<h2>Worst images</h2>{picture('worst images', path.read_bytes())}{quiet(note)}"
 

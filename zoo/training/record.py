@@ -40,7 +40,10 @@ Scores = Mapping[str, float]
 def describe(recipe: Recipe, data: Splits, model: Model) -> tuple[str, str]:
     """What is trained, and on what: "unet with resnet34, 24.4 M parameters", "folder (photos/): ..., seed 0"."""
     encoder, decoder = model.config["encoder"]["name"], model.config["decoder"]["name"]
-    counts = ", ".join(f"{number} {name}" for name, number in data.images.items())
+    counts = ", ".join(f"{number} {name}" for name, number in data.images.items()) + " images"
+    if recipe.overfit:
+        images = f"{data.images['train']} image{'s' * (data.images['train'] != 1)}"
+        counts = f"overfit to {images} of train, which are those of val too"
     parameters = sum(p.numel() for p in model.parameters())
     classes = model.task.num_classes
     words = "one class and background" if classes == 1 else f"{classes} classes"
@@ -48,7 +51,7 @@ def describe(recipe: Recipe, data: Splits, model: Model) -> tuple[str, str]:
     fold = f", {fold_of(recipe)} as val" if fold_of(recipe) else ""
     return (
         f"{model.config['name'] or decoder} with {encoder}, {parameters / 1e6:.1f} M parameters",
-        f"{data.card.name} ({recipe.data.root or data.card.title}): {words}, {counts} images{fold}, batches of"
+        f"{data.card.name} ({recipe.data.root or data.card.title}): {words}, {counts}{fold}, batches of"
         f" {recipe.data.batch_size}{size}, {_length(recipe.trainer)}, seed {recipe.seed}",
     )
 
@@ -56,10 +59,14 @@ def describe(recipe: Recipe, data: Splits, model: Model) -> tuple[str, str]:
 def facts_of(recipe: Recipe, data: Splits, model: Model, folder: Path | None) -> dict[str, Any]:
     """What run.json holds from the start."""
     what, on = describe(recipe, data, model)
+    overfit, name = "overfit" if recipe.overfit else "", f"run {folder.name}" if folder else ""
+    title = (recipe.name, fold_of(recipe), overfit, name)
     return {
-        "title": ", ".join(filter(None, (recipe.name, fold_of(recipe), f"run {folder.name}" if folder else ""))),
+        "title": ", ".join(filter(None, title)),
         "told": [f"{what}; trained on {on}."],
         "images": data.images,
+        "overfit": recipe.overfit,
+        "size": recipe.data.size and list(recipe.data.size),
         "parameters": sum(p.numel() for p in model.parameters()),
         "monitor": recipe.monitor,
         "class_names": _class_names(model),
@@ -74,9 +81,10 @@ def facts_of(recipe: Recipe, data: Splits, model: Model, folder: Path | None) ->
     }
 
 
-def kept(keep: Keep) -> str:
+def kept(keep: Keep, overfit: bool) -> str:
     """Which epoch's model the run holds, and why."""
-    why = f"the best on the val split ({keep.monitor} {keep.score:.4f})"
+    images = "the images trained on" if overfit else "the val split"
+    why = f"the best on {images} ({keep.monitor} {keep.score:.4f})"
     if keep.monitor is None or math.isnan(keep.score):
         why = "the last" if keep.monitor is None else f"the last, since {keep.monitor} was not measured"
     return f"Epoch {keep.epoch} is kept, {why}."

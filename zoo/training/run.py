@@ -169,7 +169,7 @@ def _train(recipe: Recipe, runs: Path, past: Past | None, console: Console) -> P
         facts["told"].append(record.ended(recipe.early_stopping.patience, keep.monitor, len(tables.metrics)))
     if recipe.overfit:
         facts["told"].append(record.learned(data.images["train"], keep, tables.metrics))
-    facts["told"] += [*guard.told("train", "val"), record.kept(keep)]
+    facts["told"] += [*guard.told("train", "val"), record.kept(keep, bool(recipe.overfit))]
     facts |= guard.facts() | {"kept_epoch": keep.epoch, "finished": True}
     facts["commands"]["prolong it"] = f"{facts['commands'].pop('go on')} --resume_anyway --trainer.max_epochs N"
     if trainer.is_global_zero:  # finished, whatever a test may still find
