@@ -99,7 +99,6 @@ def write(path, side, **layout):
 linux = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 
 
-@pytest.mark.slow
 @linux
 def test_a_tiff_larger_than_its_memory_is_predicted(run, tmp_path):
     write(tmp_path / "big.tif", 2600)  # 20 MB of pixels; whole it takes about 500 MB

@@ -149,7 +149,7 @@ def test_an_image_that_does_not_fit_is_left_out_where_failures_are_collected():
 def test_images_and_tiles_are_computed_together_as_far_as_the_budget_allows():
     net, images = Local(grid=32), [photo((200, 200), seed=i) for i in range(5)]
     one_by_one = [predict(net, image, {}) for image in images]
-    together = predict(net, images, {}, memory="15MB", batch_size=5)
+    together = predict(net, images, {}, memory=int(6e6 * MARGIN), batch_size=5)
     assert 1 < net.seen[-2][0] < 5
     for a, b in zip(one_by_one, together, strict=True):
         np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-6)
